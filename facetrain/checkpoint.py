@@ -1,0 +1,253 @@
+"""Checkpoints: a folder of safetensors files and a manifest, complete or absent, readable by any number of ranks.
+
+```
+checkpoints/step_00000400/
+  backbone.safetensors             weights and running statistics; its metadata hold the model section of the recipe
+  optimizer.safetensors            "parameter name/state name" of the backbone's optimiser
+  classifier-00000-of-00002.safetensors   weight, momentum, ... of the classes start..stop-1 named in its metadata
+  manifest.json                    written last: step, recipe, versions, size and SHA-256 of each file
+```
+
+Sharded tensors carry the global numbers of their first and last class, so that another number of ranks reads just the
+rows
+it owns. There is no pickle anywhere. Ranks write into a folder with another name, which is renamed when all have
+finished.
+The position in the data and all random numbers are functions of the step and need no state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from facetrain.checkpoint_files import (
+    FORMAT,
+    MANIFEST,
+    PREFIX,
+    listed,
+    newest_good,
+    sha256,
+    sync_folder,
+    verify,
+    write_synced,
+)
+from facetrain.config import ModelConfig
+from facetrain.distributed import World
+from facetrain.errors import InputError
+from facetrain.models import build_backbone
+
+
+def save(
+    folder: Path,
+    step: int,
+    *,
+    backbone: nn.Module,
+    model: ModelConfig,
+    optimizer: torch.optim.Optimizer,
+    sharded: dict[str, Tensor],
+    classes: range,
+    about: dict[str, Any],
+    world: World,
+    keep: int,
+) -> Path:
+    """Write one checkpoint, all ranks together, and remove the oldest beyond ``keep``.
+
+    Args:
+        folder: where checkpoints lie; the new one is ``folder/step_%08d``.
+        step: updates made so far.
+        backbone: written by rank 0; running statistics must be equal on all ranks.
+        model: how to build the backbone again.
+        optimizer: the backbone's.
+        sharded: name -> tensor with one row per class of this rank.
+        classes: the global classes of this rank.
+        about: what else the manifest records (recipe, versions, number of classes).
+        world: the ranks; they all call this.
+        keep: how many of the newest stay.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    final = folder / f"{PREFIX}{step:08d}"
+    growing = folder / f".{final.name}.writing"
+    if world.rank == 0:
+        shutil.rmtree(growing, ignore_errors=True)
+        growing.mkdir(parents=True)
+    world.barrier()
+    span = {"first_class": str(classes.start), "end_class": str(classes.stop)}
+    written = [_write(growing / f"classifier-{world.rank:05d}-of-{world.size:05d}.safetensors", sharded, span)]
+    if world.rank == 0:
+        described = {"model": model.model_dump_json(), "step": str(step)}
+        written.append(_write(growing / "backbone.safetensors", backbone.state_dict(), described))
+        written.append(_write(growing / "optimizer.safetensors", _optimizer_state(backbone, optimizer), {}))
+    files = {name: entry for part in world.collect(dict(written)) for name, entry in part.items()}
+    if world.rank == 0:
+        manifest = {"format": FORMAT, "step": step, "ranks": world.size, **about, "files": files}
+        write_synced(growing / MANIFEST, json.dumps(manifest, indent=1).encode())
+        sync_folder(growing)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(growing, final)
+        sync_folder(folder)
+        for old in listed(folder)[:-keep]:
+            shutil.rmtree(old)
+    world.barrier()
+    return final
+
+
+def load_training(
+    path: Path,
+    *,
+    backbone: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    sharded: dict[str, Tensor],
+    classes: range,
+) -> None:
+    """Fill a freshly built training state, in place, from a checkpoint of any number of ranks.
+
+    Raises:
+        InputError: the checkpoint is of another model, optimiser or classifier.
+    """
+    _fill_module(backbone, path / "backbone.safetensors")
+    _fill_optimizer(backbone, optimizer, path / "optimizer.safetensors")
+    filled = 0
+    for file in sorted(path.glob("classifier-*.safetensors")):
+        with _opened(file) as shard:
+            first, end = (int(shard.metadata()[key]) for key in ("first_class", "end_class"))
+            start, stop = max(first, classes.start), min(end, classes.stop)
+            if start >= stop:
+                continue
+            filled += stop - start
+            if set(shard.keys()) != set(sharded):
+                raise InputError(
+                    f"{file} holds {sorted(shard.keys())}, but optim.name in the recipe needs {sorted(sharded)}"
+                )
+            for name, tensor in sharded.items():
+                rows = shard.get_slice(name)[start - first : stop - first]
+                if rows.shape[1:] != tensor.shape[1:]:
+                    raise InputError(
+                        f"{file}: {name} has rows of {tuple(rows.shape[1:])}, the recipe needs "
+                        f"{tuple(tensor.shape[1:])}"
+                    )
+                tensor[start - classes.start : stop - classes.start].copy_(rows)
+    if filled != len(classes):
+        raise InputError(
+            f"checkpoint {path} holds {filled} of this rank's {len(classes)} classes; is it of another data set?"
+        )
+
+
+def find(path: Path) -> Path:
+    """The checkpoint meant by ``path``: itself, or the newest good one of a run's folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not path.exists():
+        raise InputError(
+            f"checkpoint {path} does not exist; expected a run's folder, one of its checkpoints or a .safetensors file"
+        )
+    if (path / MANIFEST).is_file() or path.is_file():
+        return path
+    for folder in (path / "checkpoints", path):
+        good, problems = newest_good(folder)
+        if good:
+            return good
+        if problems:
+            raise InputError(f"no checkpoint under {folder} can be read: {problems[0]}")
+    raise InputError(
+        f"{path} holds no checkpoint; expected a run's folder, one of its checkpoints or a .safetensors file"
+    )
+
+
+def load_backbone(path: Path) -> tuple[nn.Module, ModelConfig]:
+    """A trained backbone in evaluation mode, on the CPU, and how it was built.
+
+    Args:
+        path: a run's folder (its newest good checkpoint is taken), a checkpoint, or an exported ``.safetensors`` file.
+
+    Raises:
+        InputError: nothing of the kind there, or damaged.
+    """
+    found = find(path)
+    if found.is_dir():
+        verify(found)
+    file = found / "backbone.safetensors" if found.is_dir() else found
+    with _opened(file) as tensors:
+        described = (tensors.metadata() or {}).get("model")
+    if described is None:
+        raise InputError(f"{file} does not say which model it holds; expected a file that facetrain wrote")
+    model = ModelConfig.model_validate_json(described)
+    backbone = build_backbone(model)
+    _fill_module(backbone, file)
+    return backbone.eval(), model
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of the backbone's file, which names the model in results."""
+    found = find(path)
+    return sha256(found / "backbone.safetensors" if found.is_dir() else found)
+
+
+def write_backbone(file: Path, backbone: nn.Module, model: ModelConfig, **about: str) -> None:
+    """Write a backbone alone, with its description in the file's metadata."""
+    _write(file, backbone.state_dict(), {"model": model.model_dump_json(), **about})
+
+
+def _optimizer_state(backbone: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value
+        for name, parameter in backbone.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _fill_optimizer(backbone: nn.Module, optimizer: torch.optim.Optimizer, file: Path) -> None:
+    parameters = dict(backbone.named_parameters())
+    expected = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}[type(optimizer).__name__]
+    with _opened(file) as tensors:
+        for key in tensors.keys():  # noqa: SIM118 - not a dict
+            name, state = key.rsplit("/", 1)
+            if name not in parameters or state not in expected:
+                raise InputError(f"{file} holds {key}, which the recipe's model and optim.name do not have")
+            value = tensors.get_tensor(key)
+            parameter = parameters[name]
+            if value.dim():
+                value = value.to(parameter.device).contiguous(memory_format=_layout(parameter))
+            optimizer.state[parameter][state] = value
+
+
+def _layout(tensor: Tensor) -> torch.memory_format:
+    last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _fill_module(module: nn.Module, file: Path) -> None:
+    with _opened(file) as tensors:
+        state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118 - not a dict
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())[:160]
+        raise InputError(f"{file} is of another model than the recipe's: {problem}") from None
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} cannot be read as safetensors: {error}") from None
+
+
+def _write(file: Path, tensors: dict[str, Tensor], described: dict[str, str]) -> tuple[str, dict[str, Any]]:
+    """Write and sync one file; its name, size and SHA-256."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file, described)
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())
+    return file.name, {"bytes": file.stat().st_size, "sha256": sha256(file)}

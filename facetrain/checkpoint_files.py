@@ -1,0 +1,91 @@
+"""Checkpoint folders as files: which there are, whether they are whole, what their manifests say. No tensors, no
+torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from facetrain.errors import InputError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+PREFIX = "step_"
+
+
+def listed(folder: Path) -> list[Path]:
+    """The checkpoints under ``folder``, oldest first, verified or not."""
+    return sorted(path.parent for path in folder.glob(f"{PREFIX}*/{MANIFEST}"))
+
+
+def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies (None: there is none), and what is wrong with the newer ones."""
+    problems = []
+    for path in reversed(listed(folder)):
+        try:
+            verify(path)
+        except InputError as problem:
+            problems.append(str(problem))
+        else:
+            return path, problems
+    return None, problems
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files all have the recorded size and SHA-256.
+
+    Raises:
+        InputError: which file is missing or differs.
+    """
+    manifest = read_manifest(path)
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise InputError(f"checkpoint {path} lacks {name}; take an older checkpoint")
+        size = file.stat().st_size
+        if size != entry["bytes"] or sha256(file) != entry["sha256"]:
+            raise InputError(
+                f"checkpoint {path}: {name} is damaged ({size} bytes, {entry['bytes']} expected); take an older one"
+            )
+    return manifest
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint folder; InputError where it is not one or has another format."""
+    try:
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+        if not isinstance(manifest["files"], dict):
+            raise TypeError
+    except OSError:
+        raise InputError(f"{path} is not a checkpoint: it has no readable {MANIFEST}") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path / MANIFEST} is damaged; take an older checkpoint") from None
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"checkpoint {path} has format {manifest.get('format')}; this facetrain reads format {FORMAT}")
+    return manifest
+
+
+def write_synced(file: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    with open(file, "wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,214 @@
+"""The processes that train together, and the few collectives they need. Nobody else names ``torch.distributed``.
+
+With one process every collective is the identity, so the same code runs with and without a process group.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from facetrain.errors import InputError
+from facetrain.partition import split
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among its peers; passed to whoever needs it, never global."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def own(self, total: int) -> range:
+        """The rows of ``total`` that are this rank's."""
+        return split(total, self.size, self.rank)
+
+    def gather_rows(self, rows: Tensor, total: int) -> Tensor:
+        """Every rank's rows, in rank order: (own, ...) -> (total, ...); ``rows`` must hold ``own(total)`` rows."""
+        if len(rows) != len(self.own(total)):
+            raise ValueError(
+                f"rank {self.rank} holds {len(rows)} rows where {len(self.own(total))} of {total} are its own"
+            )
+        if self.size == 1:
+            return rows
+        largest = len(split(total, self.size, 0))
+        gathered = rows.new_empty((self.size * largest, *rows.shape[1:]))
+        dist.all_gather_into_tensor(gathered, _padded(rows, largest))
+        if total == self.size * largest:
+            return gathered
+        return torch.cat([gathered[r * largest :][: len(split(total, self.size, r))] for r in range(self.size)])
+
+    def reduce_scatter_rows(self, rows: Tensor) -> Tensor:
+        """The sum over ranks of (total, ...), of which this rank receives its own rows: (own, ...)."""
+        if self.size == 1:
+            return rows
+        total = len(rows)
+        largest = len(split(total, self.size, 0))
+        if total != self.size * largest:
+            parts = [split(total, self.size, r) for r in range(self.size)]
+            rows = torch.cat([_padded(rows[part.start : part.stop], largest) for part in parts])
+        received = rows.new_empty((largest, *rows.shape[1:]))
+        dist.reduce_scatter_tensor(received, rows.contiguous())
+        return received[: len(self.own(total))]
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def max_(self, tensor: Tensor) -> Tensor:
+        """Maximum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers (below 2**53), known to the host of each."""
+        if self.size == 1:
+            return number
+        return int(self.max_(torch.tensor([number], dtype=torch.float64, device=self.device)).item())
+
+    def share(self, thing: Any) -> Any:
+        """Rank 0's small picklable object on every rank."""
+        if self.size == 1:
+            return thing
+        box = [thing]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def collect(self, thing: Any) -> list[Any]:
+        """Every rank's small picklable object on every rank, in rank order."""
+        if self.size == 1:
+            return [thing]
+        box: list[Any] = [None] * self.size
+        dist.all_gather_object(box, thing)
+        return box
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.size > 1:
+            dist.barrier(device_ids=[self.local_rank] if self.device.type == "cuda" else None)
+
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        """``module`` with gradients averaged over ranks after each backward pass."""
+        if self.size == 1:
+            return module
+        # Running statistics are averaged when they are read (average_buffers), not copied from rank 0 at every step.
+        keys = inspect.signature(DistributedDataParallel).parameters
+        no_sync = "forward_sync_buffers" if "forward_sync_buffers" in keys else "broadcast_buffers"  # before torch 2.13
+        return DistributedDataParallel(
+            module,
+            device_ids=[self.local_rank] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            **{no_sync: False},
+        )
+
+    def average_buffers(self, module: nn.Module) -> None:
+        """Average floating-point buffers (batch norm's running statistics) over ranks, in place.
+
+        They are exponential averages, hence linear: averaging them now or later gives the same final mean.
+        """
+        floats = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+        if self.size == 1 or not floats:
+            return
+        flat = self.sum_(torch.cat([buffer.flatten() for buffer in floats])) / self.size
+        for buffer, mean in zip(floats, flat.split([b.numel() for b in floats]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+
+def _padded(rows: Tensor, length: int) -> Tensor:
+    if len(rows) == length:
+        return rows.contiguous()
+    return torch.cat([rows, rows.new_zeros((length - len(rows), *rows.shape[1:]))])
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, world: World, total: int) -> Tensor:
+        ctx.world = world
+        return world.gather_rows(rows, total)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        # Each rank's shard of classes contributes a part of the gradient of every row, so the parts are summed. DDP
+        # then
+        # divides by the number of ranks, taking each rank for a mean of its own; the loss here is already the mean over
+        # all rows, and this factor, which stands nowhere else, cancels that division.
+        return ctx.world.reduce_scatter_rows(grads[0]) * ctx.world.size, None, None
+
+
+def gather_embeddings(embeddings: Tensor, world: World, total: int) -> Tensor:
+    """Own embeddings (b, D) -> those of all ranks (total, D), differentiable; see the backward pass for DDP's
+    factor."""
+    if world.size == 1:
+        return embeddings
+    gathered: Tensor = _GatherRows.apply(embeddings, world, total)
+    return gathered
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """The device of a rank: ``auto`` takes a GPU where there is one.
+
+    Raises:
+        InputError: ``cuda`` is asked for and there is no GPU for this rank.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if local_rank >= count:
+        raise InputError(
+            f"device: {name} with local rank {local_rank}, but this host has {count} GPUs; start fewer or set "
+            "device=cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def joined(device: str = "auto", timeout: float = 600.0) -> Iterator[World]:
+    """This process's :class:`World`, from the variables that torchrun sets; the process group ends with the context.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        timeout: seconds that a collective waits for the other ranks.
+
+    Raises:
+        InputError: no GPU for this rank.
+    """
+    rank, size, local = (
+        int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    chosen = choose_device(device, local)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if size == 1:
+        yield World(device=chosen)
+        return
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend,
+        timeout=timedelta(seconds=timeout),
+        device_id=chosen if chosen.type == "cuda" else None,
+    )
+    try:
+        yield World(rank, size, local, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def host() -> str:
+    """This machine's name, for messages."""
+    return socket.gethostname()

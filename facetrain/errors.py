@@ -1,0 +1,17 @@
+"""The one exception that is a user's mistake and not ours."""
+
+
+class InputError(ValueError):
+    """Something the user can mend: a config value, a path, a damaged file.
+
+    The message is one line that says what is wrong, where, what was expected and what to do. The command line prints it
+    without a traceback and exits with code 2; library callers can catch it as a ``ValueError``.
+    """
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on (a loss that is not finite, say) through no malformed input.
+
+    The message is one line with the step and the last good checkpoint. The command line prints it and exits with code
+    1.
+    """

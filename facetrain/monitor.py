@@ -1,0 +1,135 @@
+"""What a run says while it runs: a live line or plain lines, metrics.jsonl and TensorBoard. Rank 0 alone speaks."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_PLAIN_SECONDS = 10.0  # without a terminal, at most one progress line in this time
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory in GiB: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, kibibytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class Monitor:
+    """Progress and records of one run; on other ranks than 0 every call does nothing."""
+
+    def __init__(self, output: Path, start_step: int, total_steps: int, device: torch.device, active: bool) -> None:
+        self.active, self.device, self.total_steps = active, device, total_steps
+        self.console = Console(stderr=True, quiet=not active)
+        if not active:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._forget_after(output / "metrics.jsonl", start_step)
+        self._records = open(output / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 - closed in __exit__
+        self._board = SummaryWriter(str(output / "tensorboard"), purge_step=start_step + 1)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task("training", total=total_steps, completed=start_step, numbers="")
+        self._started = self._last_time = self._last_plain = time.monotonic()
+        self._first_step = self._last_step = start_step
+
+    def __enter__(self) -> Monitor:
+        if self.active:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.active:
+            self._progress.stop()
+            self._records.close()
+            self._board.close()
+
+    def say(self, line: str) -> None:
+        """One line to the person at the console."""
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    def train(self, step: int, epoch: float, loss: float, lr: float, images: int) -> None:
+        """Numbers of the interval that ended with update ``step``; ``images`` were seen in it by all ranks."""
+        if not self.active:
+            return
+        now = time.monotonic()
+        seconds = max(now - self._last_time, 1e-9)
+        rate, memory = images / seconds, memory_gib(self.device)
+        self._last_time, self._last_step = now, step
+        self._record(
+            {"kind": "train", "step": step, "epoch": round(epoch, 4), "loss": loss, "lr": lr}
+            | {
+                "images_per_second": round(rate, 1),
+                "memory_gib": round(memory, 3),
+                "seconds": round(now - self._started, 2),
+            }
+        )
+        for name, value in (("loss", loss), ("lr", lr), ("images_per_second", rate), ("memory_gib", memory)):
+            self._board.add_scalar(f"train/{name}", value, step)
+        numbers = f"epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.2e}  {rate:.0f} img/s  {memory:.2f} GiB"
+        self._progress.update(self._task, completed=step, numbers=numbers)
+        if not self.console.is_terminal and (now - self._last_plain >= _PLAIN_SECONDS or step == self.total_steps):
+            self._last_plain = now
+            left = (now - self._started) / max(1, step - self._first_step) * (self.total_steps - step)
+            self.say(f"step {step}/{self.total_steps}  {numbers}  {_clock(left)} left")
+
+    def pause(self) -> None:
+        """Begin the next interval now: evaluation and saving do not count as training time."""
+        if self.active:
+            self._last_time = time.monotonic()
+
+    def verification(self, step: int, name: str, record: dict[str, Any]) -> None:
+        """The result of one pair set."""
+        if not self.active:
+            return
+        self._record({"kind": "verification", "step": step, "set": name, **record})
+        self._board.add_scalar(f"{name}/accuracy", record["accuracy"], step)
+        for fpr, tpr in record["tpr"].items():
+            self._board.add_scalar(f"{name}/tpr_at_fpr_{fpr}", tpr, step)
+
+    def _record(self, entry: dict[str, Any]) -> None:
+        self._records.write(json.dumps(entry) + "\n")
+
+    @staticmethod
+    def _forget_after(file: Path, step: int) -> None:
+        """Drop records of updates that a resumed run will make again, and a half-written last line."""
+        if not file.exists():
+            return
+        kept = []
+        for line in file.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+        growing = file.with_suffix(".tmp")
+        growing.write_text("".join(kept))
+        growing.replace(file)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,63 @@
+"""The backbone's optimiser, the learning rate as a function of the step, and gradient clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from facetrain.config import OptimConfig, ScheduleConfig
+from facetrain.distributed import World
+
+
+def build_optimizer(backbone: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """torch's optimiser over the backbone's trainable parameters; the learning rate is set before every step."""
+    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    if config.name == "sgd":
+        return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, config.lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def learning_rate(step: int, total_steps: int, steps_per_epoch: int, peak: float, config: ScheduleConfig) -> float:
+    """The learning rate of update ``step`` (0-based); a pure function, so a resumed run needs no state for it.
+
+    * ``triangular``: linear from ``min_lr`` to ``peak`` and back in each of ``cycles`` equal cycles (Smith, "Cyclical
+      Learning Rates for Training Neural Networks", WACV 2017).
+    * ``polynomial``: after a linear warm-up, ``min_lr + (peak - min_lr) * (1 - progress) ** power`` (insightface's,
+      power 2).
+    * ``cosine``: after a linear warm-up, half a cosine from ``peak`` to ``min_lr`` (Loshchilov and Hutter, ICLR 2017).
+    """
+    if config.name == "triangular":
+        place = (step + 0.5) * config.cycles / total_steps % 1
+        return config.min_lr + (peak - config.min_lr) * (1 - abs(2 * place - 1))
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    if config.name == "polynomial":
+        shape = (1 - progress) ** config.power
+    else:
+        shape = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.min_lr + (peak - config.min_lr) * shape
+
+
+def clip_gradients(own: Iterable[Tensor], sharded: Iterable[Tensor], largest: float, world: World) -> None:
+    """Scale the ``grad`` of all given parameters in place so that their common norm is at most ``largest``.
+
+    Args:
+        own: parameters whose gradient is the same on every rank (the backbone's, after DDP).
+        sharded: parameters of which each rank holds a piece (the classifier's rows); empty to leave them out of the
+        norm
+            and untouched.
+        largest: the norm's bound.
+        world: for the sum of the pieces' squares; no look at the device.
+    """
+    own, sharded = list(own), list(sharded)
+    squared = get_total_norm([p.grad for p in own if p.grad is not None]).double().square()
+    if sharded:
+        pieces = get_total_norm([p.grad for p in sharded if p.grad is not None]).double().square()
+        squared = squared + world.sum_(pieces.to(squared.device))
+    clip_grads_with_norm_([*own, *sharded], largest, squared.sqrt())

@@ -1,0 +1,80 @@
+"""What can be known to fail before any process is started or anything written: data, batch sizes, output folder,
+resume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from facetrain.checkpoint_files import listed, read_manifest
+from facetrain.config import Config
+from facetrain.data.dataset import Images, open_images
+from facetrain.data.sampler import steps_per_epoch
+from facetrain.errors import InputError
+
+# What the weights, or the position in the data, mean something else without.
+_FIXED = ("seed", "model", "optim.name", "train.batch_size", "train.accumulation")
+_FREE = ("model.gradient_checkpointing", "model.channels_last", "model.compile", "model.dropout")
+
+
+def check(config: Config, ranks: int) -> Images:
+    """Open the training images and check everything about a run that needs no GPU and no other rank.
+
+    Raises:
+        InputError: the first thing that cannot work.
+    """
+    images = open_images(config.data.path, config.data.reader)
+    expected = config.data.num_classes
+    if expected is not None and expected != images.num_classes:
+        raise InputError(
+            f"data.num_classes is {expected}, but {config.data.path} has {images.num_classes} identities; "
+            "correct it or leave it out"
+        )
+    steps_per_epoch(len(images), config.train.batch_size)
+    share = config.train.batch_size // config.train.accumulation // ranks
+    if share < 2:
+        raise InputError(
+            f"train.batch_size {config.train.batch_size} leaves {share} images a step for some of {ranks} ranks with "
+            f"train.accumulation {config.train.accumulation}; batch norm needs 2: set train.batch_size to at least "
+            f"{2 * ranks * config.train.accumulation}"
+        )
+    for path in config.evaluate.sets:
+        if not path.is_file():
+            raise InputError(f"evaluate.sets: {path} does not exist; expected an insightface .bin file")
+    _check_output(config, images)
+    return images
+
+
+def _check_output(config: Config, images: Images) -> None:
+    checkpoints = config.output / "checkpoints"
+    if config.output.exists() and not config.output.is_dir():
+        raise InputError(f"output: {config.output} is a file; expected a folder for the run")
+    if not listed(checkpoints):
+        return
+    if config.train.resume == "never":
+        raise InputError(
+            f"output: {config.output} already holds a run; set train.resume=auto to go on with it, or another output"
+        )
+    path = listed(checkpoints)[-1]
+    manifest = read_manifest(path)
+    if manifest["num_classes"] != images.num_classes:
+        raise InputError(
+            f"checkpoint {path} has {manifest['num_classes']} classes, {config.data.path} has {images.num_classes}; "
+            "take the data it was trained with or another output"
+        )
+    for key, before, now in changes(manifest["config"], config.model_dump(mode="json")):
+        if key.startswith(_FIXED) and key not in _FREE:
+            raise InputError(
+                f"{key} is {now}, but checkpoint {path} was made with {before}; set it back or take another output"
+            )
+
+
+def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) of everything that differs between two resolved recipes."""
+    found = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += changes(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append((f"{prefix}{key}", old, new))
+    return found

@@ -1,0 +1,169 @@
+"""A run from its first to its last update: folder, resume, loop, checkpoints, verification, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facetrain import preflight, recipe
+from facetrain.checkpoint_files import newest_good, read_manifest
+from facetrain.config import Config
+from facetrain.data.dataset import Images
+from facetrain.data.loader import Loader
+from facetrain.distributed import World, joined
+from facetrain.errors import InputError
+from facetrain.evaluation.embed import Verifier
+from facetrain.evaluation.report import save_verification, write_report
+from facetrain.monitor import Monitor
+from facetrain.optim import learning_rate
+from facetrain.provenance import circumstances, versions
+from facetrain.train import StopRequest, build_state, check_finite, train_step
+
+
+def train(config: Config) -> int:
+    """Train as the recipe says, in one of the worker processes; the exit code, 128 + signal where one ended the run.
+
+    Raises:
+        InputError: the data, the output folder or the number of ranks do not fit the recipe.
+        RunError: the loss is not finite.
+    """
+    images = preflight.check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    with joined(config.device, config.train.timeout) as world, StopRequest().listening() as stop:
+        if config.train.threads:
+            torch.set_num_threads(config.train.threads)
+        if config.train.tf32:
+            torch.set_float32_matmul_precision("high")
+        return _Run(config, images, world, stop).train()
+
+
+class _Run:
+    """One run on one rank."""
+
+    def __init__(self, config: Config, images: Images, world: World, stop: StopRequest) -> None:
+        self.config, self.images, self.world, self.stop = config, images, world, stop
+        self.loader = Loader(
+            images,
+            config.data,
+            input_size=config.model.input_size,
+            batch_size=config.train.batch_size,
+            accumulation=config.train.accumulation,
+            seed=config.seed,
+            rank=world.rank,
+            world_size=world.size,
+            pin_memory=world.device.type == "cuda",
+        )
+        self.total_steps = config.train.epochs * self.loader.steps_per_epoch
+        self.state = build_state(config, images.num_classes, world)
+        self.verifier = Verifier(
+            config.evaluate.sets, config.model.input_size, config.evaluate.batch_size, config.evaluate.flip
+        )
+        self.about: dict[str, Any] = {"config": config.model_dump(mode="json"), "versions": versions()}
+
+    def train(self) -> int:
+        """All updates that are left, then the last checkpoint, verification and report."""
+        notes = self._resume() if self.config.train.resume == "auto" else []
+        if self.world.rank == 0:
+            self._describe()
+        start = self.state.step
+        with Monitor(self.config.output, start, self.total_steps, self.world.device, self.world.rank == 0) as monitor:
+            for note in [self._greeting(), *notes]:
+                monitor.say(note)
+            self._loop(monitor)
+            if self.stop.signal:
+                path = self._save(monitor)
+                monitor.say(
+                    f"stopped by {signal.Signals(self.stop.signal).name} at step {self.state.step}/{self.total_steps}; "
+                    f"saved {path}; the same command with train.resume=auto goes on"
+                )
+                return 128 + self.stop.signal
+            if self.state.step > start:
+                self._save(monitor)
+            self._verify(monitor, last=True)
+        if self.world.rank == 0:
+            report = write_report(self.config.output, self.images, self.verifier.sets)
+            monitor.say(f"report: {report}")
+        self.world.barrier()
+        return 0
+
+    def _loop(self, monitor: Monitor) -> None:
+        config, state, per_epoch = self.config, self.state, self.loader.steps_per_epoch
+        losses = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        interval_start = state.step
+        state.backbone.train()
+        for batches in self.loader.iterate(state.step, self.total_steps):
+            lr = learning_rate(state.step, self.total_steps, per_epoch, config.optim.lr, config.schedule)
+            losses += train_step(state, batches, lr)
+            last = state.step == self.total_steps
+            save = _due(state.step, config.train.checkpoint_every) and not last
+            verify = _due(state.step, config.evaluate.every) and not last
+            if _due(state.step, config.train.log_every) or last or save or verify:
+                steps = state.step - interval_start
+                loss = losses.item() / steps  # the one look at the device
+                check_finite(loss, interval_start + 1, state.step, config.output)
+                monitor.train(state.step, state.step / per_epoch, loss, lr, steps * config.train.batch_size)
+                losses.zero_()
+                interval_start = state.step
+                # Every rank must leave at the same step, whichever got the signal.
+                self.stop.signal = self.world.largest(self.stop.signal)
+                if self.stop.signal:
+                    return
+            if save:
+                self._save(monitor)
+            if verify:
+                self._verify(monitor, last=False)
+                state.backbone.train()
+
+    def _save(self, monitor: Monitor) -> Path:
+        path = self.state.save(self.about)
+        monitor.pause()
+        return path
+
+    def _verify(self, monitor: Monitor, last: bool) -> None:
+        if not self.config.evaluate.sets:
+            return
+        self.world.average_buffers(self.state.backbone)
+        self.state.backbone.eval()
+        for name, result in self.verifier.run(self.state.backbone, self.world):
+            monitor.verification(self.state.step, name, result.record())
+            monitor.say(f"[{name}] step {self.state.step}: {result.line()}")
+            if last and self.world.rank == 0:
+                save_verification(self.config.output, name, result)
+        monitor.pause()
+
+    def _resume(self) -> list[str]:
+        """Continue from the newest good checkpoint, where there is one; what to tell about it."""
+        folder = self.config.output / "checkpoints"
+        path, problems = self.world.share(newest_good(folder) if self.world.rank == 0 else None)
+        if path is None:
+            if problems:
+                raise InputError(f"train.resume=auto: no checkpoint under {folder} can be read: {problems[0]}")
+            return []
+        notes = [f"warning: {problem}" for problem in problems]
+        self.state.load(path)
+        before = read_manifest(path)["config"]
+        changed = preflight.changes(before, self.about["config"])
+        notes += [f"changed since that checkpoint: {key} from {old} to {new}" for key, old, new in changed]
+        return [f"going on from {path}", *notes]
+
+    def _greeting(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.state.backbone.parameters())
+        return (
+            f"{self.config.output}: {len(self.images):,} images of {self.images.num_classes:,} people, "
+            f"{self.config.model.name} with {parameters / 1e6:.2f} M parameters, "
+            f"{self.world.size} x {self.world.device.type}, steps {self.state.step}..{self.total_steps}"
+        )
+
+    def _describe(self) -> None:
+        self.config.output.mkdir(parents=True, exist_ok=True)
+        (self.config.output / "config.yaml").write_text(recipe.dump(self.config))
+        details = circumstances() | {"ranks": str(self.world.size), "device": str(self.world.device.type)}
+        (self.config.output / "versions.json").write_text(json.dumps(details, indent=1) + "\n")
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

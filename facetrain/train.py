@@ -1,0 +1,186 @@
+"""Training: records -> batches -> embeddings -> sharded logits -> loss -> update -> checkpoint -> evaluation ->
+report."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from facetrain import checkpoint
+from facetrain.checkpoint_files import listed, read_manifest
+from facetrain.classifier.partial_fc import PartialFC
+from facetrain.config import Config
+from facetrain.data.loader import Batch
+from facetrain.distributed import World, gather_embeddings
+from facetrain.errors import RunError
+from facetrain.keyed import bits, text_key
+from facetrain.models import build_backbone, normalise
+from facetrain.optim import build_optimizer, clip_gradients
+
+_BACKBONE = text_key("backbone weights")
+_DROPOUT = text_key("dropout")
+
+
+@dataclass
+class TrainState:
+    """Everything an update changes, and where it happens.
+
+    Attributes:
+        backbone: the module whose state is saved.
+        parallel: the same, averaging gradients over ranks (and compiled, where the recipe says so).
+        optimizer: the backbone's.
+        classifier: this rank's shard, with its own optimiser.
+        step: updates made so far.
+    """
+
+    config: Config
+    world: World
+    backbone: nn.Module
+    parallel: nn.Module
+    optimizer: torch.optim.Optimizer
+    classifier: PartialFC
+    step: int = 0
+
+    def save(self, about: dict[str, object]) -> Path:
+        """Write a checkpoint, all ranks together."""
+        self.world.average_buffers(self.backbone)
+        return checkpoint.save(
+            self.config.output / "checkpoints",
+            self.step,
+            backbone=self.backbone,
+            model=self.config.model,
+            optimizer=self.optimizer,
+            sharded=self.classifier.sharded_state(),
+            classes=self.classifier.classes,
+            about={**about, "num_classes": self.classifier.num_classes},
+            world=self.world,
+            keep=self.config.train.keep_checkpoints,
+        )
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint of any number of ranks."""
+        manifest = read_manifest(path)
+        checkpoint.load_training(
+            path,
+            backbone=self.backbone,
+            optimizer=self.optimizer,
+            sharded=self.classifier.sharded_state(),
+            classes=self.classifier.classes,
+        )
+        self.step = manifest["step"]
+
+
+def build_state(config: Config, num_classes: int, world: World) -> TrainState:
+    """A fresh state; the initial weights depend on the seed alone, not on the number of ranks."""
+    torch.manual_seed(_torch_seed(config.seed, _BACKBONE))
+    backbone = build_backbone(config.model).to(world.device)
+    parallel = world.data_parallel(backbone)
+    classifier = PartialFC(
+        num_classes, config.model.embedding_size, config.classifier, config.optim, world, config.seed
+    )
+    return TrainState(
+        config=config,
+        world=world,
+        backbone=backbone,
+        parallel=torch.compile(parallel) if config.model.compile else parallel,  # type: ignore[arg-type]
+        optimizer=build_optimizer(backbone, config.optim),
+        classifier=classifier,
+    )
+
+
+def train_step(state: TrainState, batches: Sequence[Batch], lr: float) -> Tensor:
+    """One update from the micro-batches of one global batch; the mean loss over all ranks, float64 scalar, on the
+    device.
+
+    Shapes: b own images and G images of all ranks in a micro-batch, D embedding size.
+    """
+    world, classifier = state.world, state.classifier
+    state.optimizer.zero_grad(set_to_none=True)
+    torch.manual_seed(_torch_seed(state.config.seed, _DROPOUT, state.step, world.rank))  # a resumed run drops the same
+    classifier.begin(np.concatenate([batch.labels for batch in batches]), state.step)
+    total = torch.zeros((), dtype=torch.float64, device=world.device)
+    for number, batch in enumerate(batches, start=1):
+        images = batch.images.to(world.device, non_blocking=True)  # (b, H, W, 3) uint8
+        with _accumulating(state, last=number == len(batches)):
+            with _precision(state):
+                embeddings = state.parallel(normalise(images))  # (b, D)
+            embeddings = embeddings.to(classifier.weight.dtype)
+            everyone = gather_embeddings(embeddings, world, len(batch.labels))  # (G, D)
+            loss = classifier.loss(everyone, batch.labels) / len(batches)  # scalar, equal on every rank
+            loss.backward()
+        total += loss.detach()
+    _clip(state)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.step()
+    classifier.step(lr)
+    state.step += 1
+    return total
+
+
+def _accumulating(state: TrainState, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Gradients of all but the last micro-batch are averaged over ranks together with the last one's."""
+    no_sync = getattr(state.parallel, "no_sync", None)
+    return contextlib.nullcontext() if last or no_sync is None else no_sync()
+
+
+def _precision(state: TrainState) -> contextlib.AbstractContextManager[None]:
+    enabled = state.config.train.precision == "bf16"
+    return torch.autocast(state.world.device.type, dtype=torch.bfloat16, enabled=enabled)  # type: ignore[return-value]
+
+
+def _clip(state: TrainState) -> None:
+    optim = state.config.optim
+    if optim.clip_norm is not None:
+        sharded = [state.classifier.rows] if optim.clip_scope == "all" else []
+        clip_gradients(state.backbone.parameters(), sharded, optim.clip_norm, state.world)
+
+
+def _torch_seed(*key: int) -> int:
+    return int(bits(*key) >> np.uint64(1))
+
+
+class StopRequest:
+    """SIGINT and SIGTERM ask the run to save and leave; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Handle the two signals within the context, as before outside it."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def check_finite(loss: float, first: int, last: int, output: Path) -> None:
+    """Stop the run where the mean loss of updates first..last is not finite.
+
+    Raises:
+        RunError: with the interval, the newest checkpoint and what to try.
+    """
+    if math.isfinite(loss):
+        return
+    good = listed(output / "checkpoints")
+    kept = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+    raise RunError(
+        f"the loss is {loss} between steps {first} and {last}; {kept}; try a lower optim.lr, optim.clip_norm or warm-up"
+    )

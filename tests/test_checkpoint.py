@@ -1,0 +1,185 @@
+import json
+import shutil
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from facetrain import checkpoint
+from facetrain.checkpoint_files import listed, newest_good, verify
+from facetrain.config import Config
+from facetrain.distributed import World
+from facetrain.errors import InputError
+from facetrain.train import TrainState, build_state
+
+CLASSES = 13
+
+
+def _config(output, optim="sgd", **model):
+    sizes = {"width": 4, "input_size": 16, "embedding_size": 8}
+    return Config.model_validate(
+        {"output": output, "data": {"path": "unused"}, "model": sizes | model, "optim": {"name": optim}}
+    )
+
+
+def _trained_state(config, world, steps=2):
+    """A state whose every tensor has moved: gradients are noise, the same on every rank."""
+    state = build_state(config, CLASSES, world)
+    generator = torch.Generator().manual_seed(0)
+    own = state.classifier.classes
+    for _ in range(steps):
+        for parameter in state.backbone.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        state.optimizer.step()
+        grad = torch.randn((CLASSES, config.model.embedding_size), generator=generator)[own.start : own.stop]
+        state.classifier.weight.grad = grad
+        state.classifier.step(0.1)
+        state.step += 1
+    return state
+
+
+def _everything(state: TrainState) -> dict[str, torch.Tensor]:
+    optimizer = {
+        f"{name}/{key}": value
+        for name, parameter in state.backbone.named_parameters()
+        for key, value in state.optimizer.state.get(parameter, {}).items()
+    }
+    return {**state.backbone.state_dict(), **optimizer}
+
+
+def _save(world, config):
+    state = _trained_state(config, world)
+    path = state.save({"config": config.model_dump(mode="json")})
+    return str(path), {k: v.clone() for k, v in state.classifier.sharded_state().items()}, _everything(state)
+
+
+def _load(world, config, path):
+    state = build_state(config, CLASSES, world)
+    state.load(path)
+    return state.step, dict(state.classifier.sharded_state()), _everything(state)
+
+
+@pytest.mark.parametrize(("before", "after", "optim"), [(1, 1, "adamw"), (2, 3, "adamw"), (3, 1, "sgd"), (1, 2, "sgd")])
+def test_any_number_of_ranks_reads_what_any_other_wrote(tmp_path, before, after, optim):
+    config = _config(tmp_path / "run", optim)
+    saved = run_ranks(before, _save, config)
+    loaded = run_ranks(after, _load, config, tmp_path / "run" / "checkpoints" / "step_00000002")
+    for name in saved[0][1]:
+        written = torch.cat([shards[name] for _, shards, _ in saved])
+        assert len(written) == CLASSES
+        assert torch.equal(written, torch.cat([shards[name] for _, shards, _ in loaded]))
+    for step, _, everything in loaded:
+        assert step == 2
+        assert everything.keys() == saved[0][2].keys()
+        assert len(everything) > 100
+        for name, tensor in everything.items():
+            assert torch.equal(tensor, saved[0][2][name]), name
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder with checkpoints of steps 2 and 3."""
+    config = _config(tmp_path / "run")
+    state = _trained_state(config, World())
+    state.save({"config": config.model_dump(mode="json")})
+    state.step = 3
+    state.save({"config": config.model_dump(mode="json")})
+    return config.output
+
+
+def test_only_the_newest_are_kept_and_nothing_else_lies_about(run):
+    config = _config(run)
+    state = _trained_state(config, World(), steps=4)
+    state.save({"config": {}})
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in listed(run / "checkpoints")] == ["step_00000003", "step_00000004"]
+
+
+def _flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["backbone.safetensors", "optimizer.safetensors", "classifier-00000-of-00001.safetensors"])
+@pytest.mark.parametrize("damage", [_flip_a_bit, lambda file: file.write_bytes(file.read_bytes()[:-9]), lambda file: file.unlink()])
+def test_damage_is_named_and_the_older_checkpoint_is_taken(run, name, damage):
+    newest = run / "checkpoints" / "step_00000003"
+    damage(newest / name)
+    with pytest.raises(InputError, match=name):
+        verify(newest)
+    good, problems = newest_good(run / "checkpoints")
+    assert good.name == "step_00000002"
+    assert len(problems) == 1
+    assert name in problems[0]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99, "files": {}}', '{"files": 3}', "\0"])
+def test_a_damaged_manifest_is_an_input_error(run, content):
+    (run / "checkpoints" / "step_00000003" / "manifest.json").write_text(content)
+    with pytest.raises(InputError):
+        verify(run / "checkpoints" / "step_00000003")
+    assert newest_good(run / "checkpoints")[0].name == "step_00000002"
+
+
+def test_an_unfinished_checkpoint_does_not_count(run):
+    unfinished = run / "checkpoints" / ".step_00000009.writing"
+    shutil.copytree(run / "checkpoints" / "step_00000003", unfinished)
+    assert newest_good(run / "checkpoints")[0].name == "step_00000003"
+
+
+def test_backbone_comes_back_by_run_checkpoint_and_file(run, tmp_path):
+    expected, model = checkpoint.load_backbone(run / "checkpoints" / "step_00000003")
+    checkpoint.write_backbone(tmp_path / "alone.safetensors", expected, model)
+    for path in (run, run / "checkpoints", tmp_path / "alone.safetensors"):
+        found, found_model = checkpoint.load_backbone(path)
+        assert found_model == model
+        assert not found.training
+        for name, tensor in found.state_dict().items():
+            assert torch.equal(tensor, expected.state_dict()[name])
+    assert checkpoint.fingerprint(run) == checkpoint.fingerprint(run / "checkpoints" / "step_00000003")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"embedding_size": 9}, "of another model"),
+        ({"optim": "adamw"}, "optim.name"),
+    ],
+)
+def test_another_model_or_optimiser_is_refused(run, keys, message):
+    state = build_state(_config(run, **keys), CLASSES, World())
+    with pytest.raises(InputError, match=message):
+        state.load(run / "checkpoints" / "step_00000003")
+
+
+def test_another_number_of_classes_is_refused(run):
+    state = build_state(_config(run), CLASSES + 1, World())
+    with pytest.raises(InputError, match="holds 13 of this rank's 14 classes"):
+        state.load(run / "checkpoints" / "step_00000003")
+
+
+def test_what_is_no_checkpoint(tmp_path, run):
+    with pytest.raises(InputError, match="does not exist"):
+        checkpoint.load_backbone(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        checkpoint.load_backbone(tmp_path / "empty")
+    (tmp_path / "text.safetensors").write_text("no")
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        checkpoint.load_backbone(tmp_path / "text.safetensors")
+    shard = next((run / "checkpoints" / "step_00000003").glob("classifier*"))
+    with pytest.raises(InputError, match="does not say which model"):
+        checkpoint.load_backbone(shard)
+
+
+def test_the_manifest_says_what_it_is(run):
+    manifest = json.loads((run / "checkpoints" / "step_00000003" / "manifest.json").read_text())
+    assert manifest["step"] == 3
+    assert manifest["ranks"] == 1
+    assert manifest["num_classes"] == CLASSES
+    assert set(manifest["files"]) == {
+        "backbone.safetensors",
+        "optimizer.safetensors",
+        "classifier-00000-of-00001.safetensors",
+    }
