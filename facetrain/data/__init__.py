@@ -1,0 +1,1 @@
+"""Training data: records and folders, their order, augmentation and loading."""

@@ -1,0 +1,192 @@
+"""Encoded images to pixels and back: JPEG, PNG, PGM/PPM, BMP and WebP in, RGB uint8 out.
+
+Every size is read from the header first, so a few bytes that promise a giant image cost neither time nor memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from facetrain.errors import InputError
+
+Buffer: TypeAlias = bytes | memoryview
+
+MAX_SIDE = 4096
+MAX_PIXELS = 25_000_000
+_HEADER_BYTES = 512
+_EXIF_BYTES = 4096
+
+
+def decode(buffer: Buffer, size: int | None = None, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Decode one image.
+
+    Args:
+        buffer: the encoded image, any bytes-like object; not copied.
+        size: pixels a side of the result; an image of another size is resized to it. None keeps the image's own size.
+        out: (size, size, 3) uint8, C-contiguous: where the pixels go; needs ``size``.
+
+    Returns:
+        (H, W, 3) RGB uint8; ``out`` itself where it was given.
+
+    Raises:
+        InputError: not an image of a known kind, damaged, cut short, or larger than 4096 a side or 25 Mpx. The message
+            does not say where the image came from: the caller knows.
+    """
+    assert out is None or (size is not None and out.shape == (size, size, 3) and out.flags.c_contiguous)
+    height, width = image_size(buffer)
+    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS or min(height, width) < 1:
+        raise InputError(
+            f"the image is {width} x {height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS // 10**6} Mpx are "
+            "read: shrink it first"
+        )
+    if not _is_jpeg(buffer):
+        image = _decode_other(buffer)
+    elif out is not None and (height, width) == out.shape[:2]:
+        # The usual case, a crop of the network's size, goes straight into the batch.
+        _decode_jpeg(buffer, out)
+        return out
+    else:
+        image = _decode_jpeg(buffer, None)
+    if size is not None:
+        image = resize(image, size)
+    if out is None:
+        return image
+    np.copyto(out, image)
+    return out
+
+
+def decode_upright(buffer: Buffer) -> NDArray[np.uint8]:
+    """Decode a photo at its own size, turned as its camera's orientation tag says; else as :func:`decode`.
+
+    Only JPEGs are turned. Cut and aligned training images need none of this: their tags, if any, are left alone.
+    """
+    image = decode(buffer)
+    if not _is_jpeg(buffer) or b"Exif\0\0" not in bytes(memoryview(buffer)[:_EXIF_BYTES]):
+        return image
+    turned = cv2.imdecode(np.frombuffer(buffer, np.uint8), cv2.IMREAD_COLOR)
+    return image if turned is None else np.asarray(cv2.cvtColor(turned, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 stretched to (size, size, 3): by area where it shrinks, else bilinear."""
+    height, width = image.shape[:2]
+    if height == width == size:
+        return image
+    shrinks = height >= size and width >= size
+    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return np.asarray(resized, dtype=np.uint8)
+
+
+def encode_jpeg(image: NDArray[np.uint8], quality: int = 95) -> bytes:
+    """(H, W, 3) RGB uint8 to JPEG bytes, chroma at half resolution (4:2:0) as OpenCV and mxnet write it."""
+    assert image.dtype == np.uint8
+    assert image.ndim == 3
+    assert image.shape[2] == 3
+    encoded = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="420"
+    )
+    return bytes(encoded)
+
+
+def image_size(buffer: Buffer) -> tuple[int, int]:
+    """(height, width) in pixels from the header alone.
+
+    Raises:
+        InputError: no readable header of a JPEG, PNG, PGM/PPM, BMP or WebP.
+    """
+    if len(buffer) == 0:
+        raise InputError("the image is empty: 0 bytes")
+    if _is_jpeg(buffer):
+        try:
+            height, width = simplejpeg.decode_jpeg_header(buffer, strict=False)[:2]
+        except (ValueError, KeyError) as error:  # KeyError: a colour space that simplejpeg does not know
+            raise InputError(f"the JPEG header is damaged: {_one_line(error)}") from None
+        return int(height), int(width)
+    head = bytes(memoryview(buffer)[:_HEADER_BYTES])
+    try:
+        found = _other_size(head)
+    except (struct.error, ValueError, IndexError):
+        found = None
+    if found is None:
+        raise InputError(f"not a readable JPEG, PNG, PGM/PPM, BMP or WebP image (it starts with {head[:8]!r})")
+    return found
+
+
+def _is_jpeg(buffer: Buffer) -> bool:
+    return len(buffer) >= 2 and buffer[0] == 0xFF and buffer[1] == 0xD8
+
+
+def _decode_jpeg(buffer: Buffer, out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(buffer, colorspace="RGB", buffer=out, strict=True))
+    except (ValueError, KeyError) as error:
+        raise InputError(f"the JPEG is damaged: {_one_line(error)}") from None
+
+
+def _decode_other(buffer: Buffer) -> NDArray[np.uint8]:
+    _silence_opencv()
+    try:
+        # Cameras' orientation tags are left alone here, as in JPEG: training images are crops that stand upright.
+        bgr = cv2.imdecode(np.frombuffer(buffer, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise InputError(f"the image is damaged: {_one_line(error)}") from None
+    if bgr is None:
+        raise InputError("the image is damaged or cut short")
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+@functools.cache
+def _silence_opencv() -> None:
+    """OpenCV prints its own warnings about a damaged file; ours says where the file is."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _other_size(head: bytes) -> tuple[int, int] | None:
+    """(height, width) of a PNG, BMP, WebP or PNM header; None for anything else."""
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        width, height = struct.unpack_from(">II", head, 16)
+        return height, width
+    if head.startswith(b"BM"):
+        if struct.unpack_from("<I", head, 14)[0] == 12:
+            width, height = struct.unpack_from("<HH", head, 18)
+        else:
+            width, height = struct.unpack_from("<ii", head, 18)
+        return abs(height), abs(width)
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return _webp_size(head)
+    if head[:1] == b"P" and head[1:2] in b"123456":
+        return _pnm_size(head)
+    return None
+
+
+def _webp_size(head: bytes) -> tuple[int, int] | None:
+    """The three chunk kinds of the WebP container (RFC 9649, sections 2.5 to 2.7)."""
+    kind = head[12:16]
+    if kind == b"VP8 " and head[23:26] == b"\x9d\x01\x2a":
+        width, height = struct.unpack_from("<HH", head, 26)
+        return height & 0x3FFF, width & 0x3FFF
+    if kind == b"VP8L" and head[20:21] == b"\x2f":
+        packed = struct.unpack_from("<I", head, 21)[0]
+        return ((packed >> 14) & 0x3FFF) + 1, (packed & 0x3FFF) + 1
+    if kind == b"VP8X" and len(head) >= 30:
+        return int.from_bytes(head[27:30], "little") + 1, int.from_bytes(head[24:27], "little") + 1
+    return None
+
+
+def _pnm_size(head: bytes) -> tuple[int, int]:
+    """The first two numbers after the magic; a ``#`` opens a comment up to the end of its line."""
+    words: list[bytes] = []
+    for line in head[2:].splitlines():
+        words += line.split(b"#", 1)[0].split()
+    return int(words[1]), int(words[0])

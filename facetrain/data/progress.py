@@ -1,0 +1,96 @@
+"""Long jobs: a progress line with rate and time left, and an ordered map over processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from facetrain.errors import InputError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@contextmanager
+def progress(what: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
+    """A line on stderr with the share done, the rate and the time left; nothing where stderr is not a terminal.
+
+    Args:
+        what: the job, for the line's start.
+        total: how much there is to do; None where nobody knows.
+        unit: what is counted.
+
+    Yields:
+        a function that is called with how much more is done.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed or 0:,.0f} {unit}/s")
+
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda more: bar.advance(task, more)
+
+
+def default_workers(items: int) -> int:
+    """Processes for a job of ``items`` images: one per core that this process may use, none for a short job."""
+    return 1 if items < 2000 else max(1, min(len(os.sched_getaffinity(0)), 64))
+
+
+def ordered_map(
+    function: Callable[[T], R], items: Iterable[T], workers: int, setup: Callable[..., None], arguments: tuple[Any, ...]
+) -> Iterator[R]:
+    """``function`` of every item, in order, over worker processes; a few results are in memory at once.
+
+    Args:
+        function: a module's top-level function.
+        items: its arguments.
+        workers: 1 runs in this process.
+        setup: called once in every process, before any item.
+        arguments: of ``setup``.
+
+    Raises:
+        InputError: a worker process died.
+    """
+    if workers <= 1:
+        setup(*arguments)
+        yield from map(function, items)
+        return
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(setup, arguments))
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise InputError(
+            "a worker process died, mostly because memory ran out: close other programs and start again"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(setup: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    import cv2
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the pool
+    cv2.setNumThreads(0)
+    setup(*arguments)

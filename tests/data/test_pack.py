@@ -1,0 +1,289 @@
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+
+from facetrain.data import progress
+from facetrain.data.check import check
+from facetrain.data.dataset import open_images
+from facetrain.data.images import decode, encode_jpeg
+from facetrain.data.pack import choose_held_out, pack, to_square
+from facetrain.data.pairs_file import available_pairs, draw_pairs, write_bin
+from facetrain.errors import InputError
+
+
+def folder_of_people(root, people=8, photos=4, shape=(20, 16)):
+    """Person k's photo j is flat with level 20 * k + 3 * j, so that it can be told from its pixels."""
+    for k in range(people):
+        (root / f"p{k}").mkdir(parents=True)
+        for j in range(photos):
+            cv2.imwrite(str(root / f"p{k}" / f"{j}.png"), np.full((*shape, 3), 20 * k + 3 * j, np.uint8))
+    return root
+
+
+def level(encoded):
+    return decode(encoded)[0, 0, 0]
+
+
+def test_pack_all(tmp_path):
+    report = pack(folder_of_people(tmp_path / "in"), tmp_path / "out", size=12)
+    assert (report.people, report.images, report.held_out_people, report.pairs) == (8, 32, 0, 0)
+    assert report.skipped == ()
+    images = open_images(tmp_path / "out")
+    assert images.labels.tolist() == [k for k in range(8) for _ in range(4)]
+    assert decode(images.encoded(0)).shape == (12, 12, 3)
+    assert [round(int(level(images.encoded(i))) / 20) for i in range(0, 32, 4)] == list(range(8))
+    assert (tmp_path / "out" / "names.txt").read_text().split() == [f"p{k}" for k in range(8)]
+    assert (tmp_path / "out" / "property").read_text().split() == ["8,12,12"]
+    assert not (tmp_path / "out" / "heldout.bin").exists()
+
+
+def test_held_out_people_are_in_no_other_part(tmp_path):
+    report = pack(folder_of_people(tmp_path / "in"), tmp_path / "out", size=12, held_out=3, pairs=20)
+    assert (report.people, report.images, report.held_out_people, report.held_out_images) == (5, 20, 3, 12)
+    assert report.pairs == 20
+    train = (tmp_path / "out" / "names.txt").read_text().split()
+    held = (tmp_path / "out" / "heldout" / "names.txt").read_text().split()
+    assert sorted(train + held) == [f"p{k}" for k in range(8)]
+    encoded, same = pickle.loads((tmp_path / "out" / "heldout.bin").read_bytes())
+    assert len(encoded) == 40
+    assert same == [True, False] * 10
+    names = [f"p{round((int(level(jpeg)) - 4) / 20)}" for jpeg in encoded]
+    assert set(names) == set(held)
+    assert [first == second for first, second in zip(names[::2], names[1::2], strict=True)] == same
+    records = open_images(tmp_path / "out" / "heldout")
+    assert {bytes(records.encoded(i)) for i in range(12)} >= set(encoded)
+
+
+def test_held_out_people_follow_the_seed(tmp_path):
+    people = folder_of_people(tmp_path / "in")
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        pack(people, tmp_path / out, size=12, held_out=3, pairs=20, seed=seed)
+    a, b, c = ((tmp_path / out / "heldout.bin").read_bytes() for out in "abc")
+    assert a == b != c
+    assert (tmp_path / "a" / "train.rec").read_bytes() == (tmp_path / "b" / "train.rec").read_bytes()
+
+
+def test_unreadable_photos_are_listed_and_their_people_are_no_class(tmp_path):
+    people = folder_of_people(tmp_path / "in", people=3, photos=2)
+    (people / "p0" / "1.png").write_bytes(b"no image")
+    for photo in (people / "p1").iterdir():
+        photo.write_bytes(b"")
+    report = pack(people, tmp_path / "out", size=12)
+    assert (report.people, report.images) == (2, 3)
+    assert len(report.skipped) == 3
+    assert report.skipped[0].startswith(f"{people}/p0/1.png: not a readable JPEG")
+    assert (tmp_path / "out" / "names.txt").read_text().split() == ["p0", "p2"]
+    assert open_images(tmp_path / "out").labels.tolist() == [0, 1, 1]
+
+
+def test_nothing_readable(tmp_path):
+    people = folder_of_people(tmp_path / "in", people=2, photos=1)
+    for photo in people.glob("*/*"):
+        photo.write_bytes(b"x")
+    with pytest.raises(InputError, match=r"none of 2 photos can be read; the first: .*p0/0\.png: not a readable"):
+        pack(people, tmp_path / "out")
+    assert not (tmp_path / "out" / "train.rec").exists()
+
+
+def test_a_packed_set_is_not_replaced_silently(tmp_path):
+    people = folder_of_people(tmp_path / "in")
+    pack(people, tmp_path / "out", size=12, held_out=3, pairs=20)
+    before = (tmp_path / "out" / "train.rec").read_bytes()
+    with pytest.raises(InputError, match=r"train\.rec is there already: .*--force"):
+        pack(people, tmp_path / "out", size=10)
+    assert (tmp_path / "out" / "train.rec").read_bytes() == before
+    pack(people, tmp_path / "out", size=10, force=True)
+    assert len(open_images(tmp_path / "out")) == 32
+    assert not (tmp_path / "out" / "heldout.bin").exists()  # its people are trained on now
+
+
+def test_too_few_people_to_hold_out(tmp_path):
+    people = folder_of_people(tmp_path / "in", people=5)
+    with pytest.raises(InputError, match=r"held_out is 4 of 5 people, 5 of them .*; expected 2\.\.3"):
+        pack(people, tmp_path / "out", held_out=4)
+    with pytest.raises(InputError, match=r"held_out is 2 of 4 people, 0 of them .* at least four"):
+        pack(folder_of_people(tmp_path / "single", people=4, photos=1), tmp_path / "out", held_out=2)
+    with pytest.raises(InputError, match="2 people with 4 photos give 2 pairs of one person and 4 of two") as caught:
+        pack(folder_of_people(tmp_path / "few", people=4, photos=2), tmp_path / "out", held_out=2)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "train.rec").exists()
+
+
+def test_choose_held_out_takes_people_with_two_photos():
+    photos = np.array([1, 5, 1, 2, 1, 3, 4, 1])
+    for seed in range(20):
+        chosen = choose_held_out(photos, 3, seed)
+        assert (photos[chosen] >= 2).all()
+        assert len(set(chosen.tolist())) == 3
+    assert len({tuple(choose_held_out(photos, 2, seed)) for seed in range(60)}) == 6
+    assert choose_held_out(photos, 0, 0).size == 0
+
+
+def test_to_square():
+    image = np.zeros((4, 8, 3), np.uint8)
+    image[:, 2:6] = 200
+    assert (to_square(image, 4, "crop") == 200).all()
+    assert to_square(image, 8, "stretch")[:, :, 0].mean() == pytest.approx(100, abs=15)
+    padded = to_square(image, 8, "pad")
+    np.testing.assert_array_equal(padded[2:6], image)
+    assert not padded[:2].any()
+    assert not padded[6:].any()
+
+
+def test_photos_are_packed_alike_by_processes(tmp_path):
+    people = folder_of_people(tmp_path / "in")
+    pack(people, tmp_path / "one", size=12, workers=1)
+    pack(people, tmp_path / "two", size=12, workers=2)
+    assert (tmp_path / "one" / "train.rec").read_bytes() == (tmp_path / "two" / "train.rec").read_bytes()
+
+
+# Pairs.
+
+
+@pytest.mark.parametrize("sizes", [[10] * 10, [2] * 30, [1] * 50 + [9] * 4, [40, 40], [3, 200, 1, 7]])
+@pytest.mark.parametrize("count", [20, 400, 6000])
+def test_pairs_are_distinct_and_in_order(sizes, count):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)) * 3 + 5, sizes))
+    first, second, same = draw_pairs(labels, count, seed=1)
+    n = len(first)
+    available = available_pairs(np.array(sizes))
+    assert n == min(count // 20, available[0] // 10, available[1] // 10) * 20
+    assert np.array_equal(labels[first] == labels[second], same)
+    assert (same.reshape(10, 2, n // 20) == np.array([True, False])[:, None]).all()
+    assert (first != second).all()
+    assert len({frozenset(pair) for pair in zip(first.tolist(), second.tolist(), strict=True)}) == n
+
+
+def test_pairs_are_balanced_over_people():
+    labels = np.repeat(np.arange(40), np.arange(40) + 3)
+    first, second, same = draw_pairs(labels, 2400, seed=0)
+    of_one = np.bincount(labels[first[same]], minlength=40)
+    assert of_one.max() - np.minimum(of_one[8:], of_one.max()).min() <= 1  # who has enough photos has an equal share
+    assert of_one[0] == 3
+    of_two = np.bincount(labels[np.concatenate([first[~same], second[~same]])], minlength=40)
+    assert of_two.min() > 30  # 60 expected
+    assert of_two.max() < 100
+
+
+def test_pairs_follow_the_seed():
+    labels = np.repeat(np.arange(10), 10)
+    one, again, other = (np.stack(draw_pairs(labels, 200, seed)[:2]) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+def test_too_few_pairs():
+    with pytest.raises(InputError, match="3 people with 6 photos give 3 pairs of one person and 12 of two; at"):
+        draw_pairs(np.repeat([0, 1, 2], 2), 6000)
+
+
+def test_bin_is_plain_python(tmp_path):
+    write_bin(tmp_path / "x.bin", [memoryview(b"a"), b"b", b"c", b"d"], np.array([True, False]))
+    data = (tmp_path / "x.bin").read_bytes()
+    assert pickle.loads(data) == ([b"a", b"b", b"c", b"d"], [True, False])
+    assert b"numpy" not in data
+    assert [path.name for path in tmp_path.iterdir()] == ["x.bin"]
+
+
+# Check.
+
+
+def test_check_of_a_sound_set(tmp_path):
+    people = folder_of_people(tmp_path / "in", people=3, photos=6)
+    (people / "p2" / "0.png").unlink()
+    pack(people, tmp_path / "out", size=12)
+    for path in (people, tmp_path / "out", tmp_path / "out" / "train.rec"):
+        report = check(path, output=tmp_path / "plots" / "classes.png")
+        assert (report.images, report.people, report.empty) == (17, 3, 0)
+        assert (report.smallest, report.median, report.largest) == (5, 6.0, 6)
+        assert (report.head, report.tail) == (2, 1)
+        assert report.problems == ()
+        report.raise_if_damaged()
+        plot = cv2.imread(str(tmp_path / "plots" / "classes.png"))
+        assert plot.shape[0] > 200
+        assert plot.std() > 5
+    assert check(people).sizes == {"16 x 20": 17}
+    assert check(tmp_path / "out").sizes == {"12 x 12": 17}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_check_finds_damaged_photos(tmp_path, workers):
+    people = folder_of_people(tmp_path / "in", people=3, photos=3)
+    (people / "p1" / "2.png").write_bytes(b"no image")
+    (people / "p2" / "0.png").write_bytes(b"")
+    report = check(people, workers=workers)
+    assert (report.images, report.damaged, sum(report.sizes.values())) == (9, 2, 7)
+    assert report.problems[0].startswith(f"{people}/p1/2.png: not a readable")
+    with pytest.raises(InputError, match=r"in has 2 damaged images, 0 labels .*: .*p1/2\.png: not a"):
+        report.raise_if_damaged()
+
+
+def test_check_names_the_damaged_image_of_a_record(tmp_path):
+    pack(folder_of_people(tmp_path / "in", people=3, photos=3), tmp_path / "out", size=12)
+    rec = tmp_path / "out" / "train.rec"
+    images = open_images(rec)
+    place = images.file.byte_offset(4)
+    encoded = bytes(images.encoded(4))
+    data = bytearray(rec.read_bytes())
+    start = data.index(encoded, place)
+    data[start : start + 4] = b"\x00\x01\x02\x03"
+    del images
+    rec.write_bytes(data)
+    report = check(rec)
+    assert report.damaged == 1
+    assert report.problems[0].startswith(f"train.rec record 5 at byte {place}: not a readable JPEG")
+
+
+def test_check_names_the_damaged_record(tmp_path):
+    pack(folder_of_people(tmp_path / "in", people=3, photos=3), tmp_path / "out", size=12)
+    rec = tmp_path / "out" / "train.rec"
+    place = open_images(rec).file.byte_offset(4)
+    data = bytearray(rec.read_bytes())
+    data[place] ^= 255
+    rec.write_bytes(data)
+    with pytest.raises(InputError, match=rf"record 5 at byte {place}.*magic"):
+        check(rec).raise_if_damaged()
+
+
+# Processes.
+
+
+def shout(word):
+    return word.upper() + _suffix
+
+
+def remember(suffix):
+    global _suffix
+    _suffix = suffix
+
+
+def die(word):
+    import os
+
+    os._exit(1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ordered_map(workers):
+    words = [f"w{i}" for i in range(40)]
+    result = list(progress.ordered_map(shout, words, workers, remember, ("!",)))
+    assert result == [f"W{i}!" for i in range(40)]
+
+
+def test_a_dead_process_is_one_clear_line():
+    with pytest.raises(InputError, match="a worker process died"):
+        list(progress.ordered_map(die, ["a"], 2, remember, ("",)))
+
+
+def test_jpeg_quality_counts(tmp_path):
+    root = tmp_path / "in"
+    (root / "a").mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    (root / "a" / "1.jpg").write_bytes(encode_jpeg(noise))
+    sizes = []
+    for quality in (30, 95):
+        pack(root, tmp_path / str(quality), size=32, quality=quality)
+        sizes.append(len(open_images(tmp_path / str(quality)).encoded(0)))
+    assert sizes[0] < 0.6 * sizes[1]
