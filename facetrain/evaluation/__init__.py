@@ -1,0 +1,1 @@
+"""Protocols that turn embeddings into published numbers. Nothing here imports training."""

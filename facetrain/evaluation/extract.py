@@ -1,0 +1,165 @@
+"""The work of all ranks on one list of images: decoded by threads, embedded in batches, gathered block by block."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from facetrain.data.images import Buffer, decode
+from facetrain.distributed import World
+from facetrain.errors import InputError
+from facetrain.models import normalise
+
+BLOCK = 32768
+"""Rows gathered at once: what bounds the memory on the device, whatever the size of the set."""
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all) after each batch, on every rank."""
+
+
+class Encoded(Protocol):
+    """Encoded images 0..N-1: what training images and pair sets have in common."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def encoded(self, i: int) -> Buffer:
+        """The encoded bytes of image i."""
+
+    def where(self, i: int) -> str:
+        """Where image i lies, for messages."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that cannot be read or decoded: its number and why, with the place it lies at."""
+
+    image: int
+    reason: str
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[nn.Module]:
+    """``module`` in evaluation mode without gradients; each submodule's mode is put back afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield module
+    finally:
+        for part in training:
+            part.training = True
+
+
+def embed_blocks(
+    backbone: nn.Module,
+    images: Encoded,
+    *,
+    input_size: int,
+    unreadable: list[Unreadable],
+    batch_size: int = 256,
+    flip: bool = True,
+    world: World | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    block: int = BLOCK,
+) -> Iterator[NDArray[np.float32]]:
+    """Embeddings in blocks of rows in order, so that no rank ever holds all N of them; each rank embeds its share.
+
+    Every rank must consume the whole iterator. See :func:`facetrain.evaluation.embed.embed` for the arguments.
+
+    Args:
+        unreadable: takes the images that cannot be read, in order and the same on every rank; their rows are NaN.
+        block: about how many rows a block has; rounded to full batches of every rank.
+
+    Yields:
+        (n, D) float32, the same on every rank.
+    """
+    world = world or World()
+    total = len(images)
+    if total == 0:
+        raise InputError("there are no images to embed")
+    length = max(1, block // (batch_size * world.size)) * batch_size * world.size
+    with _Decoders(images, input_size, batch_size, world, threads) as decoders:
+        for start in range(0, total, length):
+            count = min(length, total - start)
+            own = world.own(count)
+            parts, failures = [], []
+            with evaluating(backbone):
+                for pixels, failed in decoders.batches(range(start + own.start, start + own.stop)):
+                    rows = _forward(backbone, pixels.to(world.device, non_blocking=True), flip)
+                    rows[[position for position, _ in failed]] = torch.nan
+                    parts.append(rows)
+                    failures += [one for _, one in failed]
+                    if progress:
+                        progress(start + min(count, sum(map(len, parts)) * world.size), total)
+                if not parts:  # a rank without rows still has to know D
+                    black = torch.zeros((1, input_size, input_size, 3), dtype=torch.uint8, device=world.device)
+                    parts.append(_forward(backbone, black, flip=False)[:0])
+            gathered = world.gather_rows(torch.cat(parts), count)
+            for theirs in world.collect(failures):
+                unreadable += theirs
+            yield gathered.cpu().numpy()
+
+
+def _forward(backbone: nn.Module, pixels: Tensor, flip: bool) -> Tensor:
+    """(n, S, S, 3) uint8 -> (n, D) float32, the mirror image's embedding added where asked."""
+    images = normalise(pixels)
+    embeddings: Tensor = backbone(images).float()
+    return embeddings + backbone(images.flip(3)).float() if flip else embeddings
+
+
+_Failed = list[tuple[int, Unreadable]]  # (row in its batch, what is wrong)
+
+
+class _Decoders:
+    """Threads that decode: the JPEG library leaves the interpreter lock to the others while it works."""
+
+    def __init__(self, images: Encoded, size: int, batch_size: int, world: World, threads: int | None) -> None:
+        self.images, self.size, self.batch_size = images, size, batch_size
+        self.pinned = world.device.type == "cuda"
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.threads = threads or min(8, cores)
+
+    def __enter__(self) -> _Decoders:
+        self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def batches(self, rows: range) -> Iterator[tuple[Tensor, _Failed]]:
+        """((n, S, S, 3) uint8, failures) in order; the next batch is decoded while the caller works on this one."""
+        ahead: tuple[Tensor, list[Future[_Failed]]] | None = None
+        for i in range(0, len(rows) + self.batch_size, self.batch_size):
+            current, ahead = ahead, self._begin(rows[i : i + self.batch_size])
+            if current:
+                yield current[0], [failed for part in current[1] for failed in part.result()]
+
+    def _begin(self, batch: range) -> tuple[Tensor, list[Future[_Failed]]]:
+        pixels = torch.empty((len(batch), self.size, self.size, 3), dtype=torch.uint8, pin_memory=self.pinned)
+        bounds = np.linspace(0, len(batch), self.threads + 1).astype(int).tolist()
+        parts = [range(a, b) for a, b in itertools.pairwise(bounds)]
+        return pixels, [self.pool.submit(self._decode, batch, part, pixels.numpy()) for part in parts]
+
+    def _decode(self, batch: range, part: range, out: NDArray[np.uint8]) -> _Failed:
+        failed = []
+        for position in part:
+            i = batch[position]
+            try:
+                decode(self.images.encoded(i), self.size, out[position])
+            except InputError as error:
+                out[position] = 0
+                where, reason = self.images.where(i), str(error)
+                failed.append((position, Unreadable(i, reason if reason.startswith(where) else f"{where}: {reason}")))
+        return failed

@@ -1,0 +1,225 @@
+"""Verification on pairs, as LFW and its kin are scored: insightface's .bin files in, accuracy and TPR@FPR out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from facetrain.errors import InputError
+from facetrain.evaluation.scores import FEW, FPRS, Cell, Folds, Rule, fpr_text, ten_fold_accuracy, tpr_at_fpr
+from facetrain.evaluation.unpickle import Array, load
+
+
+@dataclass(frozen=True, eq=False)
+class PairSet:
+    """2N encoded images and whether pair i, images 2i and 2i + 1, shows one person; can be embedded like any images."""
+
+    name: str
+    images: Sequence[bytes]
+    same: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        """Number of images, 2N."""
+        return len(self.images)
+
+    def encoded(self, i: int) -> bytes:
+        """The encoded bytes of image i."""
+        return self.images[i]
+
+    def where(self, i: int) -> str:
+        """Where image i stands, for messages."""
+        return f"{self.name} image {i} (pair {i // 2})"
+
+
+@dataclass(frozen=True, eq=False)
+class Verification:
+    """The result on one pair set, with the protocol that gave it.
+
+    ``scores`` are cosines (N,) float64; ``folds`` come from squared L2 distances of the normalised embeddings.
+    """
+
+    folds: Folds
+    cells: tuple[Cell, ...]
+    scores: NDArray[np.float64]
+    same: NDArray[np.bool_]
+    flip: bool
+    rule: Rule
+
+    @property
+    def accuracy(self) -> float:
+        """Mean accuracy over the folds, 0..1."""
+        return self.folds.mean
+
+    @property
+    def accuracy_std(self) -> float:
+        """Population standard deviation of the folds' accuracies."""
+        return self.folds.std
+
+    @property
+    def threshold(self) -> float:
+        """The mean of the folds' thresholds, as a cosine."""
+        return 1 - float(self.folds.thresholds.mean()) / 2
+
+    @property
+    def protocol(self) -> str:
+        """What was done, in one line, to stand beside the numbers."""
+        image = "embedding of image + mirror image" if self.flip else "embedding of the image, no flip"
+        return f"{image}; accuracy over {len(self.folds.accuracies)} folds in file order; FPR rule: {self.rule}"
+
+    def line(self) -> str:
+        """The headline numbers in one line, for a console."""
+        rates = ", ".join(
+            f"{cell.tpr:.2%}{'*' if cell.few else ''} at {fpr_text(cell.fpr)}" for cell in self.cells if cell.impostors
+        )
+        few = f" (* decided by fewer than {FEW} impostor pairs)" if "*" in rates else ""
+        return f"accuracy {self.accuracy:.2%} ± {self.accuracy_std:.2%}" + (f", TPR {rates}{few}" if rates else "")
+
+    def record(self) -> dict[str, Any]:
+        """The numbers as JSON types, for logs: rates as text keys (``1e-3``)."""
+        return {
+            "accuracy": self.accuracy,
+            "accuracy_std": self.accuracy_std,
+            "pairs": len(self.same),
+            "tpr": {fpr_text(cell.fpr): cell.tpr for cell in self.cells},
+            "impostors": {fpr_text(cell.fpr): cell.impostors for cell in self.cells},
+            "flip": self.flip,
+            "fpr_rule": self.rule,
+        }
+
+    def save(self, path: Path) -> None:
+        """Write scores, same, folds and protocol as .npz, whole or not at all; :func:`read_verification` reads it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        with open(temporary, "wb") as file:
+            np.savez(
+                file,
+                scores=self.scores,
+                same=self.same,
+                fold_accuracies=self.folds.accuracies,
+                fold_thresholds=self.folds.thresholds,
+                fprs=np.array([cell.fpr for cell in self.cells]),
+                flip=np.array(self.flip),
+                rule=np.array(self.rule),
+            )
+        os.replace(temporary, path)
+
+
+def verify(
+    embeddings: NDArray, same: ArrayLike, *, flip: bool = True, fprs: Sequence[float] = FPRS, rule: Rule = "strict"
+) -> Verification:
+    """Score a pair set from its embeddings, as insightface's verification does.
+
+    Args:
+        embeddings: (2N, D) real, not normalised; pair i is rows 2i and 2i + 1. The mirror images' are added already.
+        same: (N,) bool.
+        flip: whether they were added; only noted in the result.
+        fprs: rates of the table.
+        rule: how a rate picks its point, see :func:`facetrain.evaluation.scores.tpr_at_fpr`.
+
+    Raises:
+        InputError: sizes do not fit, an embedding is not finite, or a kind of pairs is missing.
+    """
+    labels = np.asarray(same)
+    if embeddings.ndim != 2 or len(embeddings) != 2 * len(labels):
+        raise InputError(f"{len(labels)} pairs need (2 x {len(labels)}, D) embeddings, not {embeddings.shape}")
+    rows = embeddings.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        rows /= np.where(norms == 0, 1, norms)  # a zero embedding stays zero, as scikit-learn's normalize leaves it
+    first, second = rows[0::2], rows[1::2]
+    scores = np.einsum("nd,nd->n", first, second)
+    cells = tpr_at_fpr(scores, labels, fprs, rule)
+    folds = ten_fold_accuracy(np.square(first - second).sum(axis=1), labels)
+    return Verification(folds, tuple(cells), scores, labels.astype(np.bool_), flip, rule)
+
+
+def read_verification(path: Path) -> Verification:
+    """Read what :meth:`Verification.save` wrote; of a file with ``scores`` and ``same`` alone the rest is computed.
+
+    Raises:
+        InputError: not such a file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = {key: file[key] for key in file.files}
+        scores, same = held["scores"].astype(np.float64), held["same"].astype(np.bool_)
+        rule: Rule = "nearest" if str(held.get("rule", "strict")) == "nearest" else "strict"
+        fprs = [float(fpr) for fpr in held.get("fprs", FPRS)]
+        flip = bool(held.get("flip", True))
+        if "fold_accuracies" in held:
+            each = held["fold_accuracies"]
+            folds = Folds(float(each.mean()), float(each.std()), each, held["fold_thresholds"])
+        else:
+            folds = ten_fold_accuracy(2 - 2 * scores, same)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # a zip archive of arrays can be damaged in any number of ways
+        raise InputError(f"{path} is not a readable verification result: {_reason(error)}") from None
+    return Verification(folds, tuple(tpr_at_fpr(scores, same, fprs, rule)), scores, same, flip, rule)
+
+
+def read_bin(path: Path) -> PairSet:
+    """Read insightface's .bin: a pickle of (2N encoded images, N booleans), of Python 2 or 3; it runs no code.
+
+    Raises:
+        InputError: missing, damaged, or holding anything else, by name.
+    """
+    try:
+        with open(path, "rb") as file:
+            held = load(file)
+        images, same = _two(held)
+        encoded, labels = [_image(item, i) for i, item in enumerate(images)], _labels(same)
+    except OSError as error:
+        raise InputError(f"pair set {path} cannot be read: {error.strerror}") from None
+    except Exception as error:  # a damaged pickle raises anything from KeyError to RecursionError
+        raise InputError(
+            f"pair set {path} is not insightface's .bin, a pickle of (2N encoded images, N booleans): {_reason(error)}"
+        ) from None
+    if not len(labels) or len(encoded) != 2 * len(labels):
+        raise InputError(
+            f"pair set {path} holds {len(encoded)} images and {len(labels)} booleans; expected two images for each"
+        )
+    return PairSet(path.stem, encoded, labels)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())[:120]
+    known = isinstance(error, (ValueError, TypeError)) or type(error).__name__ == "UnpicklingError"
+    return text if known and text else f"damaged ({type(error).__name__})"
+
+
+def _two(held: Any) -> tuple[Any, Any]:
+    if not isinstance(held, (tuple, list)) or len(held) != 2:
+        raise TypeError(f"it holds a {type(held).__name__}, not two lists")
+    if not isinstance(held[0], (list, tuple)):
+        raise TypeError(f"its images are a {type(held[0]).__name__}, not a list")
+    return held[0], held[1]
+
+
+def _image(item: Any, i: int) -> bytes:
+    if isinstance(item, bytes):
+        return item
+    if isinstance(item, Array) and item.dtype == "u1" and len(item.shape) - item.shape.count(1) <= 1:
+        return item.raw
+    what = f"an array {item.shape!s:.40} of {item.dtype}" if isinstance(item, Array) else f"a {type(item).__name__}"
+    raise TypeError(f"image {i} is {what}, not encoded bytes")
+
+
+def _labels(same: Any) -> NDArray[np.bool_]:
+    if isinstance(same, Array):
+        values = same.numpy()
+        if values.ndim != 1:
+            raise TypeError(f"its booleans have shape {values.shape}")
+    elif isinstance(same, (list, tuple)) and all(type(value) in (bool, int) for value in same):
+        values = np.array(same)
+    else:
+        raise TypeError("its second part is not a list of booleans")
+    if not np.isin(values, (0, 1)).all():
+        raise ValueError("its booleans hold other numbers than 0 and 1")
+    return values.astype(np.bool_)

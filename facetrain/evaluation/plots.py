@@ -1,0 +1,156 @@
+"""Plots of a report as inline SVG, drawn by matplotlib; their colours are the page's, so they follow light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from facetrain.evaluation.pairs import Verification
+from facetrain.evaluation.scores import FEW, fpr_text, roc
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Stand-ins that matplotlib draws with; each is replaced by what the page defines.
+_TEXT, _LINE, _BAND = "#010101", "#020202", "#030303"
+_SERIES = tuple(f"#0400{number:02x}" for number in range(6))
+_COLOURS = {_TEXT: "currentColor", _LINE: "var(--line)", _BAND: "var(--band)"} | {
+    stand_in: f"var(--series-{number})" for number, stand_in in enumerate(_SERIES)
+}
+_MOST_POINTS = 600
+
+
+def roc_plot(results: Sequence[tuple[str, Verification]]) -> str:
+    """ROC curves over a logarithmic FPR; grey where every set has fewer than ``FEW`` impostor pairs to decide."""
+    figure, axes = _figure(5.6, 3.2)
+    impostors = max(int((~result.same).sum()) for _, result in results)
+    lowest = min(0.1, 10.0 ** np.floor(np.log10(1 / impostors)))
+    for number, (name, result) in enumerate(results):
+        curve = roc(result.scores, result.same)
+        x, y = _thinned(curve.fpr, curve.tpr, lowest)
+        axes.plot(x, y, color=_colour(number), label=name, linewidth=1.6, drawstyle="steps-post", clip_on=True)
+    if FEW / impostors > lowest:
+        axes.axvspan(lowest, min(1, FEW / impostors), color=_BAND, linewidth=0)
+    axes.set_xscale("log")
+    ticks = [10.0**power for power in range(round(np.log10(lowest)), 1)]
+    axes.set_xticks(ticks, [fpr_text(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(_none())
+    axes.set(xlim=(lowest, 1), ylim=(0, 1.005), xlabel="false positive rate", ylabel="true positive rate")
+    axes.legend(loc="lower right", frameon=False)
+    return _svg(figure, "roc")
+
+
+def histogram(name: str, result: Verification, decision: tuple[str, float]) -> str:
+    """Shares of same-person and different-person pairs over the score, with the threshold that is ``decision``."""
+    figure, axes = _figure(5.6, 3.2)
+    bins = np.linspace(result.scores.min(), result.scores.max(), 51)
+    for number, (label, chosen) in enumerate((("same person", result.same), ("different people", ~result.same))):
+        shares = np.histogram(result.scores[chosen], bins)[0] / max(1, chosen.sum())
+        axes.stairs(100 * shares, bins, fill=True, color=_SERIES[number], alpha=0.35, linewidth=0)
+        axes.stairs(100 * shares, bins, color=_SERIES[number], linewidth=1.4, label=label)
+    what, threshold = decision
+    if np.isfinite(threshold):
+        axes.axvline(threshold, color=_TEXT, linewidth=1, linestyle="--", label=what)
+    axes.set(xlabel="cosine", ylabel="% of the pairs", title=name, ylim=(0, None))
+    axes.legend(frameon=False)
+    return _svg(figure, f"histogram {name}")
+
+
+def curves(title: str, series: Sequence[tuple[str, ArrayLike, ArrayLike]], ylabel: str) -> str:
+    """Lines over the training step: (label, steps, values) each; long ones are averaged over bins of steps."""
+    figure, axes = _figure(5.6, 3.2)
+    for number, (label, steps, values) in enumerate(series):
+        x, y = _averaged(np.asarray(steps, np.float64), np.asarray(values, np.float64))
+        marker = "o" if len(x) < 25 else ""
+        axes.plot(x, y, color=_colour(number), label=label, linewidth=1.4, marker=marker, markersize=3)
+    axes.set(xlabel="step", ylabel=ylabel, title=title)
+    axes.set_xlim(left=0)
+    if any(label for label, _, _ in series):
+        axes.legend(frameon=False)
+    return _svg(figure, title)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), layout="constrained")
+    axes = figure.add_subplot()
+    figure.patch.set_visible(False)
+    axes.patch.set_visible(False)
+    axes.grid(color=_LINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(_LINE)
+    axes.tick_params(color=_LINE, labelcolor=_TEXT, labelsize=9)
+    return figure, axes
+
+
+def _none() -> Any:
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()
+
+
+def _colour(number: int) -> str:
+    return _SERIES[number % len(_SERIES)]
+
+
+def _svg(figure: Figure, salt: str) -> str:
+    """The figure as an <svg> element that needs nothing from outside and shares no id with another one."""
+    from matplotlib import rc_context
+
+    (axes,) = figure.axes
+    for text in (axes.title, axes.xaxis.label, axes.yaxis.label, *(legend_texts(axes))):
+        text.set_color(_TEXT)
+        text.set_fontsize(9.5)
+    buffer = io.StringIO()
+    about = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "path.simplify_threshold": 0.3}):
+        figure.savefig(buffer, format="svg", metadata=about)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # HTML knows the namespace; nothing here may look like a link
+    svg = svg.replace("xlink:href", "href")
+    used = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in used else "", svg)
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]+")[^>]*>', rf'<svg role="img" aria-label="{_plain(salt)}" \1>', svg)
+    for stand_in, colour in _COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    return svg
+
+
+def legend_texts(axes: Axes) -> list[Any]:
+    """The texts of the legend, if there is one."""
+    legend = axes.get_legend()
+    return list(legend.get_texts()) if legend else []
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^\w .-]", "_", text).replace("\\", "_")
+
+
+def _thinned(x: NDArray, y: NDArray, lowest: float) -> tuple[NDArray, NDArray]:
+    """ROC points a reader can tell apart; the part below ``lowest`` is drawn at the left edge."""
+    start = max(0, int(np.searchsorted(x, lowest, side="right")) - 1)
+    x, y = np.maximum(x[start:], lowest), y[start:]
+    column, row = np.floor(np.log10(x) * 300).astype(int), np.floor(y * 600).astype(int)
+    keep = np.ones(len(x), bool)
+    keep[1:-1] = (np.diff(column)[1:] != 0) | (np.diff(row)[1:] != 0) | (np.diff(column)[:-1] != 0)
+    return x[keep], y[keep]
+
+
+def _averaged(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    good = np.isfinite(y)
+    x, y = x[good], y[good]
+    if len(x) <= _MOST_POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), _MOST_POINTS)
+    return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])

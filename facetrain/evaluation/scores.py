@@ -1,0 +1,199 @@
+"""From pair scores to numbers: ROC points, TPR at a FPR, and the ten-fold accuracy of the LFW protocol. NumPy only.
+
+One convention everywhere: a pair is accepted ("same person") when its score is **at or above** the threshold, so pairs
+with equal scores are accepted or refused together and a point of the ROC exists only between distinct scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from facetrain.errors import InputError
+
+Rule = Literal["strict", "nearest"]
+FPRS = (1e-4, 1e-3, 1e-2, 1e-1)
+FEW = 10
+"""A cell decided by fewer impostor pairs than this says so."""
+THRESHOLDS = np.arange(0, 4, 0.01)
+"""Squared L2 distances that the ten-fold protocol tries."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a TPR@FPR table.
+
+    ``fpr`` is the asked rate and ``reached`` the rate at ``threshold``; ``impostors`` is how many impostor pairs are
+    accepted there, i.e. how many scores decided the cell. Where no score obeys the rule the threshold is inf: nobody is
+    accepted.
+    """
+
+    fpr: float
+    tpr: float
+    threshold: float
+    impostors: int
+    reached: float
+
+    @property
+    def few(self) -> bool:
+        """Whether fewer than ``FEW`` impostor pairs decided it, so that another draw of pairs could move it a lot."""
+        return self.impostors < FEW
+
+
+@dataclass(frozen=True)
+class Roc:
+    """Points of the ROC, from (0, 0) at threshold inf to (1, 1); all arrays (P,), thresholds falling."""
+
+    fpr: NDArray[np.float64]
+    tpr: NDArray[np.float64]
+    thresholds: NDArray[np.float64]
+    false_positives: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Ten-fold accuracy: mean and population standard deviation of ``accuracies``, and each fold's threshold."""
+
+    mean: float
+    std: float
+    accuracies: NDArray[np.float64]
+    thresholds: NDArray[np.float64]
+
+
+def fpr_text(fpr: float) -> str:
+    """A rate as tables write it: ``1e-3``, ``0.05``."""
+    mantissa, exponent = f"{fpr:e}".split("e")
+    return f"1e{int(exponent)}" if float(mantissa) == 1 and int(exponent) < 0 else f"{fpr:g}"
+
+
+def _checked(scores: ArrayLike, same: ArrayLike, what: str) -> tuple[NDArray, NDArray[np.bool_]]:
+    values, labels = np.asarray(scores), np.asarray(same)
+    if values.ndim != 1 or values.shape != labels.shape:
+        raise InputError(f"{what} {values.shape} and same {labels.shape} must be two lists of one length")
+    if values.dtype.kind not in "fiu":
+        raise InputError(f"{what} must be real numbers, not {values.dtype}")
+    finite = np.isfinite(values)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        raise InputError(
+            f"{what} hold {int((~finite).sum())} values of {len(values)} that are not finite, the first "
+            f"{values[first]} at pair {first}; look for embeddings that are NaN or infinite"
+        )
+    if labels.dtype != np.bool_:
+        if not np.isin(labels, (0, 1)).all():
+            raise InputError("same must hold true or false (1 or 0) for every pair")
+        labels = labels.astype(np.bool_)
+    genuine = int(labels.sum())
+    if genuine in (0, len(labels)):
+        kind = "same-person" if genuine else "different-person"
+        raise InputError(f"same: all {len(labels)} pairs are {kind} pairs; both kinds are needed")
+    return values, labels
+
+
+def roc(scores: ArrayLike, same: ArrayLike, *, drop_collinear: bool = True) -> Roc:
+    """The ROC of pair scores, as ``sklearn.metrics.roc_curve`` gives it (tested against it).
+
+    Args:
+        scores: (N,) real, higher means more alike.
+        same: (N,) bool.
+        drop_collinear: leave out points whose steps to both neighbours are equal (scikit-learn's
+            ``drop_intermediate``): the plot is the same, but the ``nearest`` rule then sees fewer points, and published
+            tables were made so.
+
+    Raises:
+        InputError: lengths differ, a score is not finite, or one of the two kinds of pairs is missing.
+    """
+    return _roc(*_checked(scores, same, "scores"), drop_collinear)
+
+
+def _roc(values: NDArray, labels: NDArray[np.bool_], drop_collinear: bool) -> Roc:
+    order = np.argsort(values, kind="stable")[::-1]
+    falling = values[order]
+    last = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(falling) - 1)  # last of each run of equal scores
+    tps = np.cumsum(labels[order], dtype=np.int64)[last]
+    fps = last + 1 - tps
+    thresholds = falling[last].astype(np.float64)
+    if drop_collinear and len(last) > 2:
+        corner = (np.diff(fps, 2) != 0) | (np.diff(tps, 2) != 0)
+        keep = np.concatenate(([True], corner, [True]))
+        tps, fps, thresholds = tps[keep], fps[keep], thresholds[keep]
+    tps, fps = np.append(0, tps), np.append(0, fps)
+    return Roc(fps / fps[-1], tps / tps[-1], np.append(np.inf, thresholds), fps)
+
+
+def tpr_at_fpr(scores: ArrayLike, same: ArrayLike, fprs: Sequence[float] = FPRS, rule: Rule = "strict") -> list[Cell]:
+    """The TPR@FPR table of pair scores.
+
+    Args:
+        scores: (N,) real, higher means more alike.
+        same: (N,) bool.
+        fprs: rates in (0, 1].
+        rule: ``strict``: the lowest threshold whose FPR does not exceed the asked one. ``nearest``: the ROC point
+            (collinear points left out) whose FPR is nearest; of two as near the larger FPR, of equal FPRs the larger
+            TPR, as insightface's IJB script takes it; it may exceed the asked rate.
+
+    Raises:
+        InputError: as :func:`roc`; or a rate outside (0, 1].
+    """
+    values, labels = _checked(scores, same, "scores")
+    for fpr in fprs:
+        if not 0 < fpr <= 1:
+            raise InputError(f"fprs: {fpr:g} must lie in (0, 1]")
+    points = _roc(values, labels, drop_collinear=rule == "nearest")
+    cells = []
+    for fpr in fprs:
+        if rule == "strict":
+            at = int(np.searchsorted(points.fpr, fpr, side="right")) - 1
+        else:
+            away = np.abs(points.fpr - fpr)
+            at = len(away) - 1 - int(np.argmin(away[::-1]))
+        cells.append(
+            Cell(
+                float(fpr),
+                float(points.tpr[at]),
+                float(points.thresholds[at]),
+                int(points.false_positives[at]),
+                float(points.fpr[at]),
+            )
+        )
+    return cells
+
+
+def ten_fold_accuracy(distances: ArrayLike, same: ArrayLike, *, folds: int = 10) -> Folds:
+    """Verification accuracy as insightface's LFW script computes it.
+
+    The pairs are cut into ``folds`` consecutive parts (the first ``N % folds`` one pair longer). Each part is judged at
+    the threshold that is most accurate on the others: the first best of 0, 0.01, ... 3.99, a pair being accepted when
+    its distance is **below** it. The standard deviation is the population's (ddof 0).
+
+    Args:
+        distances: (N,) squared L2 distances of normalised embeddings (2 - 2 cos), in file order.
+        same: (N,) bool.
+        folds: how many parts; 10 is the protocol.
+
+    Raises:
+        InputError: lengths differ, a distance is not finite, a kind of pairs is missing, or fewer pairs than folds.
+    """
+    values, labels = _checked(distances, same, "distances")
+    if len(values) < folds:
+        raise InputError(f"{len(values)} pairs are too few for {folds} folds; at least one pair a fold is needed")
+    lengths = np.full(folds, len(values) // folds)
+    lengths[: len(values) % folds] += 1
+    ends = np.cumsum(lengths)
+    right = np.stack(
+        [_right_decisions(values[e - n : e], labels[e - n : e]) for e, n in zip(ends, lengths, strict=True)]
+    )
+    best = np.argmax(right.sum(axis=0) - right, axis=1)  # (folds,): the sum over all parts but one
+    accuracies = right[np.arange(folds), best] / lengths
+    return Folds(float(accuracies.mean()), float(accuracies.std()), accuracies, THRESHOLDS[best])
+
+
+def _right_decisions(distances: NDArray, same: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(400,) number of right decisions at each of ``THRESHOLDS``."""
+    genuine, impostor = np.sort(distances[same]), np.sort(distances[~same])
+    accepted = np.searchsorted(genuine, THRESHOLDS, side="left")
+    return accepted + len(impostor) - np.searchsorted(impostor, THRESHOLDS, side="left")
