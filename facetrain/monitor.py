@@ -68,7 +68,7 @@ class Monitor:
 
     def say(self, line: str) -> None:
         """One line to the person at the console."""
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def train(self, step: int, epoch: float, loss: float, lr: float, images: int) -> None:
         """Numbers of the interval that ended with update ``step``; ``images`` were seen in it by all ranks."""

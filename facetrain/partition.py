@@ -14,3 +14,9 @@ def split(total: int, parts: int, part: int) -> range:
     share, more = divmod(total, parts)
     start = part * share + min(part, more)
     return range(start, start + share + (part < more))
+
+
+def rows(total: int, parts: int, part: int) -> slice:
+    """:func:`split` as an index into an array."""
+    span = split(total, parts, part)
+    return slice(span.start, span.stop)
