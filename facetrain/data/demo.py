@@ -1,0 +1,203 @@
+"""The demonstration's files: a long-tailed training set of rendered people and pair sets to judge what was learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrain import keyed
+from facetrain.data.images import encode_jpeg
+from facetrain.data.pairs_file import FOLDS, draw_pairs, write_bin
+from facetrain.data.progress import default_workers, ordered_map, progress
+from facetrain.data.record_writer import RecordWriter
+from facetrain.data.synthetic import LARGEST, SMALLEST, render
+from facetrain.errors import InputError
+
+UNSEEN = 1_000_000
+"""Photos of trained people for the pair sets are numbered from here; training photos from 0."""
+
+_Job = tuple[int, tuple[int, ...]]  # a person and the numbers of the photos wanted
+_Photo = tuple[int, int]  # a person and the number of a photo
+_settings: tuple[int, int, float, int] = (0, 0, 0.0, 0)
+
+
+class Demo(NamedTuple):
+    """What :func:`write_demo` wrote."""
+
+    train: Path
+    """``train.rec``, with its .idx and ``property`` beside it."""
+    held_out: Path
+    """``heldout/heldout.rec``: the people of ``heldout.bin``, for open-set evaluation."""
+    pair_sets: tuple[Path, Path, Path]
+    """``heldout.bin``, ``head.bin``, ``tail.bin``."""
+    people: int
+    images: int
+    """Training images."""
+
+
+def write_demo(
+    out: Path,
+    *,
+    people: int,
+    head: int,
+    size: int,
+    held_out: int,
+    held_out_images: int,
+    seed: int,
+    images_head: int = 60,
+    images_tail: int = 5,
+    pairs: int = 6000,
+    quality: int = 90,
+    difficulty: float = 1.0,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Demo:
+    """Render the demonstration set; every byte is a function of the arguments, whatever the number of workers.
+
+    ``train.rec`` holds people 0..people-1, the class being the person's number: the first ``head`` with ``images_head``
+    photos, the others with ``images_tail``. ``heldout.bin`` pairs photos of ``held_out`` further people, who are also
+    in ``heldout/heldout.rec``; ``head.bin`` and ``tail.bin`` pair photos of trained people that are not trained on.
+
+    Args:
+        out: folder, made where it is missing.
+        people: classes of the training set.
+        head: how many of them have many photos.
+        size: pixels a side, 24..256.
+        held_out: people never trained on.
+        held_out_images: photos of each.
+        seed: names the population.
+        images_head: training photos of a head person.
+        images_tail: training photos of a tail person.
+        pairs: pairs a set, a multiple of 20; half of them show one person. Small populations give fewer.
+        quality: JPEG quality, 1..100.
+        difficulty: see :func:`facetrain.data.synthetic.render`.
+        workers: rendering processes; None takes the cores there are.
+        overwrite: whether an older set in ``out`` may be replaced.
+
+    Raises:
+        InputError: numbers that give no such set, or files that are there already or cannot be written.
+    """
+    _check(size, quality, difficulty, people, head, images_head, images_tail, held_out, held_out_images, pairs)
+    demo = Demo(
+        train=out / "train.rec",
+        held_out=out / "heldout" / "heldout.rec",
+        pair_sets=(out / "heldout.bin", out / "head.bin", out / "tail.bin"),
+        people=people,
+        images=head * images_head + (people - head) * images_tail,
+    )
+    files = (demo.train, out / "property", demo.held_out, *demo.pair_sets)
+    if not overwrite and (taken := [path for path in files if path.exists()]):
+        raise InputError(f"{taken[0]} is there already; remove it or choose another folder")
+    train = [(person, tuple(range(images_head if person < head else images_tail))) for person in range(people)]
+    test = [(person, tuple(range(held_out_images))) for person in range(people, people + held_out)]
+    _write(demo, train, test, [range(head), range(head, people)], pairs, (seed, size, difficulty, quality), workers)
+    return demo
+
+
+def _write(
+    demo: Demo,
+    train: Sequence[_Job],
+    test: Sequence[_Job],
+    groups: Sequence[range],
+    pairs: int,
+    settings: tuple[int, int, float, int],
+    workers: int | None,
+) -> None:
+    """Renders and writes; ``groups`` are the people of the second and third pair set."""
+    drawn = [_draw(test, pairs, settings[0])]
+    drawn += [_draw(_unseen_photos(group, pairs), pairs, settings[0]) for group in groups]
+    unseen = [_by_person(photos) for photos, _ in drawn[1:]]
+    total = sum(len(photos) for jobs in (train, test, *unseen) for _, photos in jobs)
+    workers = default_workers(total) if workers is None else workers
+    with progress("rendering", total) as advance:
+
+        def rendered(jobs: Sequence[_Job]) -> Iterator[tuple[_Photo, bytes]]:
+            batches = ordered_map(_render, jobs, workers, _set_up, settings)
+            for (person, photos), images in zip(jobs, batches, strict=True):
+                advance(len(images))
+                yield from (((person, photo), image) for photo, image in zip(photos, images, strict=True))
+
+        with RecordWriter(demo.train, settings[1], overwrite=True) as writer:
+            for (person, _), image in rendered(train):
+                writer.write(person, image)
+        shown: dict[_Photo, bytes] = {}
+        with RecordWriter(demo.held_out, settings[1], overwrite=True) as writer:
+            for photo, image in rendered(test):
+                writer.write(photo[0] - test[0][0], image)
+                shown[photo] = image
+        for number, (path, (photos, same)) in enumerate(zip(demo.pair_sets, drawn, strict=True)):
+            if number:
+                shown = dict(rendered(unseen[number - 1]))
+            write_bin(path, [shown[photo] for photo in photos], same)
+
+
+def _check(
+    size: int,
+    quality: int,
+    difficulty: float,
+    people: int,
+    head: int,
+    images_head: int,
+    images_tail: int,
+    held_out: int,
+    held_out_images: int,
+    pairs: int,
+) -> None:
+    if not SMALLEST <= size <= LARGEST:
+        raise InputError(f"size = {size} pixels is not in {SMALLEST}..{LARGEST}; choose a size in that range")
+    if not 1 <= quality <= 100:
+        raise InputError(f"quality = {quality} is not in 1..100; 90 is usual")
+    if not 0 <= difficulty <= 10:
+        raise InputError(f"difficulty = {difficulty:g} is not in 0..10; 1 is usual")
+    if not 2 <= head <= people - 2:
+        raise InputError(f"head = {head} of people = {people}: at least 2 head and 2 tail people are needed")
+    for name, value, least in (
+        ("images_head", images_head, 1),
+        ("images_tail", images_tail, 1),
+        ("held_out", held_out, 2),
+        ("held_out_images", held_out_images, 2),
+        ("pairs", pairs, 2 * FOLDS),
+    ):
+        if value < least:
+            raise InputError(f"{name} = {value} must be {least} or more; raise it")
+    if max(images_head, images_tail) > UNSEEN:
+        raise InputError(f"a person can have at most {UNSEEN} training photos; lower images_head or images_tail")
+
+
+def _unseen_photos(people: Sequence[int], pairs: int) -> list[_Job]:
+    """Enough new photos of each person that twice the wanted pairs of one person exist."""
+    each = 4
+    while len(people) * each * (each - 1) // 2 < pairs:
+        each += 1
+    return [(person, tuple(range(UNSEEN, UNSEEN + each))) for person in people]
+
+
+def _draw(jobs: Sequence[_Job], pairs: int, seed: int) -> tuple[list[_Photo], NDArray[np.bool_]]:
+    """Pairs of the jobs' photos: the 2N photos, those of pair i at 2i and 2i + 1, and whether they show one person."""
+    photos = [(person, photo) for person, numbers in jobs for photo in numbers]
+    people = np.array([person for person, _ in photos], np.int64)
+    first, second, same = draw_pairs(people, pairs, int(keyed.bits(seed, jobs[0][0])))
+    return [photos[i] for pair in zip(first, second, strict=True) for i in pair], same
+
+
+def _by_person(photos: Sequence[_Photo]) -> list[_Job]:
+    found: dict[int, list[int]] = {}
+    for person, photo in sorted(set(photos)):
+        found.setdefault(person, []).append(photo)
+    return [(person, tuple(numbers)) for person, numbers in found.items()]
+
+
+def _set_up(*settings: int | float) -> None:
+    global _settings
+    seed, size, difficulty, quality = settings
+    _settings = (int(seed), int(size), float(difficulty), int(quality))
+
+
+def _render(job: _Job) -> list[bytes]:
+    seed, size, difficulty, quality = _settings
+    person, photos = job
+    return [encode_jpeg(render(seed, person, photo, size, difficulty), quality) for photo in photos]

@@ -1,0 +1,282 @@
+"""From a .rec and its text .idx to arrays: where each image lies and which class it has.
+
+The .idx is parsed and the header of every record is read in blocks of NumPy operations; only multi-part and damaged
+records take a slow path. :mod:`facetrain.data.record_cache` keeps the result, so this happens once per data set.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrain.data.record_format import (
+    EXACT,
+    MAGIC,
+    MAX_LENGTH,
+    PART,
+    ImageRecord,
+    RecordError,
+    parse_image,
+    read_record,
+)
+from facetrain.errors import InputError
+
+TEXT_BLOCK = 1 << 24
+RECORD_BLOCK = 1 << 16
+MAX_NUMBER = 2**31 - 1
+_LINE = re.compile(rb"[0-9]{1,10}\t[0-9]{1,18}\r?")
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all) now and then during a first scan."""
+
+
+class Index(NamedTuple):
+    """The images of a .rec, in the order in which the data set numbers them."""
+
+    offsets: NDArray[np.int64]
+    """(N,) byte of the file where each image's record starts."""
+    labels: NDArray[np.int64]
+    """(N,) class of each image."""
+    numbers: NDArray[np.int32] | None
+    """(N,) record numbers (keys of the .idx), or None where they are ``first_number + i``."""
+    first_number: int
+    identities: int
+    """Identities that record 0 counts; 0 where there is no such record."""
+
+    def number(self, i: int) -> int:
+        """The record number of image ``i``."""
+        return self.first_number + i if self.numbers is None else int(self.numbers[i])
+
+
+def index_path(path: Path) -> Path:
+    """The .idx that belongs to a .rec."""
+    return path.with_suffix(".idx")
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """A read-only map of a .rec.
+
+    Raises:
+        InputError: missing, unreadable or empty.
+    """
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; expected a RecordIO file") from None
+    except ValueError:
+        raise InputError(f"{path} is empty; expected a RecordIO file with records") from None
+
+
+def damaged(path: Path, number: int, error: RecordError) -> InputError:
+    """The error that names file, record and byte."""
+    return InputError(
+        f"{path} record {number} at byte {error.byte}: {error.problem}; restore the file or pack it again"
+    )
+
+
+def read_index_text(path: Path) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Record numbers and byte offsets, (R,) each, in the order of the lines of an .idx.
+
+    Raises:
+        InputError: missing, empty, or a line that is not ``number<TAB>offset``; names the line.
+    """
+    numbers, offsets = [], []
+    line, rest = 1, b""
+    try:
+        with path.open("rb") as file:
+            while block := file.read(TEXT_BLOCK):
+                text = rest + block
+                cut = text.rfind(b"\n") + 1
+                rest = text[cut:]
+                if len(rest) > 64:
+                    raise _bad_line(path, text[:cut] + rest, line)
+                if cut:
+                    pairs = _parse_lines(path, text[:cut], line)
+                    numbers.append(pairs[:, 0].astype(np.int32))
+                    offsets.append(pairs[:, 1].copy())
+                    line += len(pairs)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}; expected the index of {path.with_suffix('.rec').name} beside it"
+        ) from None
+    if rest:
+        pairs = _parse_lines(path, rest + b"\n", line)
+        numbers.append(pairs[:, 0].astype(np.int32))
+        offsets.append(pairs[:, 1])
+    if not numbers:
+        raise InputError(f"{path} is empty; expected a line 'number<TAB>byte' for every record")
+    return np.concatenate(numbers), np.concatenate(offsets)
+
+
+def _parse_lines(path: Path, text: bytes, first_line: int) -> NDArray[np.int64]:
+    text = text.replace(b"\r\n", b"\n")
+    codes = np.frombuffer(text, np.uint8)
+    tabs, ends = np.flatnonzero(codes == 9), np.flatnonzero(codes == 10)
+    digits = np.count_nonzero((codes >= 48) & (codes <= 57))
+    if len(tabs) != len(ends) or digits + len(tabs) + len(ends) != len(codes):
+        raise _bad_line(path, text, first_line)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    left, right = tabs - starts, ends - tabs - 1
+    if left.min() < 1 or left.max() > 10 or right.min() < 1 or right.max() > 18:
+        raise _bad_line(path, text, first_line)
+    # Checked above to be digits and separators alone, so the parser cannot stop early.
+    pairs = np.fromstring(text, np.int64, sep=" ").reshape(-1, 2)
+    if pairs[:, 0].max() > MAX_NUMBER:
+        row = int(np.argmax(pairs[:, 0] > MAX_NUMBER))
+        raise InputError(f"{path} line {first_line + row}: record number {pairs[row, 0]} exceeds {MAX_NUMBER}")
+    return pairs
+
+
+def _bad_line(path: Path, text: bytes, first_line: int) -> InputError:
+    for row, line in enumerate(text.split(b"\n")):
+        if not _LINE.fullmatch(line):
+            shown = line[:40].decode("ascii", "backslashreplace")
+            return InputError(
+                f"{path} line {first_line + row}: {shown!r} is not 'number<TAB>byte'; restore the file or pack it again"
+            )
+    raise AssertionError("every line is right")
+
+
+def build_index(path: Path, progress: Progress | None = None) -> Index:
+    """Read the .idx and every record's header.
+
+    Raises:
+        InputError: damaged or inconsistent; names the line, or the record and its byte.
+    """
+    data = map_file(path)
+    file = memoryview(data)
+    numbers, offsets = read_index_text(index_path(path))
+    beyond = offsets > len(file) - PART.size
+    if beyond.any():
+        row = int(np.argmax(beyond))
+        raise InputError(
+            f"{index_path(path)} line {row + 1}: record {numbers[row]} at byte {offsets[row]} lies past the end of "
+            f"{path.name}, which has {len(file)} bytes; restore the file or pack it again"
+        )
+    last = int(offsets.argmax())
+    try:  # a file that was cut off after its images: what its identity records say is not read below
+        read_record(file, int(offsets[last]))
+    except RecordError as error:
+        raise damaged(path, int(numbers[last]), error) from None
+    order = _sorted_order(index_path(path), numbers)
+    images = _image_range(path, file, *((numbers, offsets) if order is None else (numbers[order], offsets[order])))
+    if images is None:
+        identities = 0
+    else:
+        first, last, identities = images
+        if order is not None:
+            numbers, offsets = numbers[order], offsets[order]
+        numbers, offsets = numbers[first : last + 1], offsets[first : last + 1]
+    if len(numbers) == 0:
+        raise InputError(f"{path} holds no image; expected at least one")
+    data.madvise(mmap.MADV_SEQUENTIAL)
+    labels = _read_labels(path, file, numbers, offsets, progress)
+    first_number = int(numbers[0])
+    consecutive = bool(np.array_equal(numbers, np.arange(first_number, first_number + len(numbers))))
+    return Index(offsets, labels, None if consecutive else numbers, first_number, identities)
+
+
+def _sorted_order(path: Path, numbers: NDArray[np.int32]) -> NDArray[np.int64] | None:
+    """The order that sorts the record numbers, None where they are sorted; InputError where one is there twice."""
+    if bool((numbers[1:] > numbers[:-1]).all()):
+        return None
+    order = np.argsort(numbers, kind="stable")
+    twice = np.flatnonzero(np.diff(numbers[order]) == 0)
+    if len(twice):
+        a, b = order[twice[0]], order[twice[0] + 1]
+        raise InputError(
+            f"{path} line {b + 1}: record {numbers[b]} is there twice, first on line {a + 1}; pack it again"
+        )
+    return order
+
+
+def _image_range(
+    path: Path, file: memoryview, numbers: NDArray[np.int32], offsets: NDArray[np.int64]
+) -> tuple[int, int, int] | None:
+    """First and last position of the images and the count of identities, from record 0; None where it is an image.
+
+    ``numbers`` are sorted. A header has a vector of labels (first identity record, end) and no image: a file of im2rec
+    with vector labels has a flag > 0 in record 0 too, but an image behind it.
+    """
+
+    def read(number: int) -> ImageRecord:
+        row = int(np.searchsorted(numbers, number))
+        if row == len(numbers) or numbers[row] != number:
+            raise InputError(f"{index_path(path)} has no record {number}, which record 0 of {path.name} counts on")
+        offset = int(offsets[row])
+        try:
+            return parse_image(read_record(file, offset)[0], offset)
+        except RecordError as error:
+            raise damaged(path, number, error) from None
+
+    if numbers[0] != 0:
+        return None
+    header = read(0)
+    if header.flag < 2 or len(header.payload):
+        return None
+    first, end = header.labels[:2]
+    total = int(numbers[-1]) + 1
+    if not (
+        first >= 1 and end >= first and first % 1 == 0 and end % 1 == 0 and first <= total + 4 and end <= total + 4
+    ):
+        error = RecordError(int(offsets[0]), f"identity records {first:g}..{end:g} of {total} records in all")
+        raise damaged(path, 0, error)
+    first, end = int(first), int(end)
+    if first > EXACT:  # rounded to a multiple of 2 or 4 by float32: look for the first record without an image
+        near = range(first - 4, min(first + 5, total))
+        first = next((n for n in near if (r := read(n)).flag > 0 and not len(r.payload)), total)
+    end = total if end > EXACT else end
+    if end > total or len(numbers) < first or numbers[first - 1] != first - 1:
+        missing = np.flatnonzero(numbers != np.arange(len(numbers)))
+        number = int(missing[0]) if len(missing) else len(numbers)
+        raise InputError(f"{index_path(path)} has no record {number}, which record 0 of {path.name} counts on")
+    return 1, first - 1, end - first
+
+
+def _read_labels(
+    path: Path, file: memoryview, numbers: NDArray[np.int32], offsets: NDArray[np.int64], progress: Progress | None
+) -> NDArray[np.int64]:
+    words = np.frombuffer(file, "<u4", count=len(file) // 4)
+    labels = np.empty(len(offsets), np.int64)
+    for start in range(0, len(offsets), RECORD_BLOCK):
+        rows = slice(start, start + RECORD_BLOCK)
+        values, plain = _plain_labels(words, len(file), offsets[rows])
+        for row in np.flatnonzero(~plain).tolist():
+            offset = int(offsets[start + row])
+            try:
+                values[row] = parse_image(read_record(file, offset)[0], offset).labels[0]
+            except RecordError as error:
+                raise damaged(path, int(numbers[start + row]), error) from None
+        with np.errstate(invalid="ignore"):  # NaN compares false
+            right = (values >= 0) & (values <= EXACT) & (values == np.floor(values))
+        if not right.all():
+            row = int(np.argmin(right))
+            number, offset = numbers[start + row], offsets[start + row]
+            raise InputError(
+                f"{path} record {number} at byte {offset}: label {values[row]:.9g}; expected a class 0..{EXACT}"
+            )
+        labels[rows] = values
+        if progress is not None:
+            progress(min(start + RECORD_BLOCK, len(offsets)), len(offsets))
+    return labels
+
+
+def _plain_labels(
+    words: NDArray[np.uint32], size: int, offsets: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """First labels and which rows are whole, aligned, undamaged records, so that their label is right."""
+    at, last = offsets >> 2, len(words) - 1
+    part, flag = words[at + 1], words[np.minimum(at + 2, last)].astype(np.int64)
+    length = (part & MAX_LENGTH).astype(np.int64)
+    plain = (words[at] == MAGIC) & (part >> 29 == 0) & (offsets & 3 == 0)
+    plain &= (offsets + PART.size + (length + 3 & ~3) <= size) & (length >= 24 + 4 * flag)
+    floats = words.view("<f4")
+    labels = np.where(flag > 0, floats[np.minimum(at + 8, last)], floats[np.minimum(at + 3, last)])
+    return labels, plain

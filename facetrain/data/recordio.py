@@ -1,0 +1,190 @@
+"""Training records as insightface's and mxnet's tools write them: ``train.rec``, ``train.idx``, ``property``.
+
+:class:`RecordFile` reads them at random through a memory map, without a copy before the decoder; :class:`RecordWriter`
+writes them; :func:`scan` looks for damage. Bytes are :mod:`facetrain.data.record_format`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facetrain.data.record_cache import Stamp, load_index, stamp
+from facetrain.data.record_format import IMAGE, MAGIC, PART, Buffer, RecordError, parse_image, read_record
+from facetrain.data.record_index import Index, Progress, damaged, index_path, map_file, read_index_text
+from facetrain.data.record_writer import RecordWriter
+from facetrain.errors import InputError
+
+__all__ = ["RecordFile", "RecordWriter", "ScannedRecord", "read_property", "scan"]
+
+
+class RecordFile:
+    """The images of a .rec, read at random through a memory map.
+
+    Record 0 of insightface's files says which records are images; in files of im2rec every record is one. Costs 16 to
+    20 bytes an image, shared by all processes from 100,000 images on (:mod:`facetrain.data.record_cache`). Picklable:
+    the other process maps the files anew. Safe to fork: nothing is read through a shared file position.
+    """
+
+    labels: NDArray[np.int64]
+    """(N,) int64, the class of each image in 0..C-1; for vector labels their first."""
+    num_images: int
+    """N."""
+    num_classes: int
+    """C: from record 0, else from the ``property`` file, else the largest label + 1."""
+
+    def __init__(self, path: Path, progress: Progress | None = None) -> None:
+        """Open ``path`` with the .idx beside it.
+
+        Args:
+            path: the .rec.
+            progress: called with (images done, images in all) during the first reading of all headers.
+
+        Raises:
+            InputError: a file is missing or damaged, record headers included, or a label is not one of the classes.
+        """
+        self.path = Path(path)
+        self._open(load_index(self.path, progress), stamp(self.path))
+        self.num_classes = _count_classes(self.path, self._index)
+
+    def _open(self, loaded: tuple[Index, bool], version: Stamp) -> None:
+        self._index, self._cached = loaded
+        self._version = version
+        self._file = memoryview(map_file(self.path))
+        self.labels = self._index.labels
+        self.num_images = len(self.labels)
+
+    def __getstate__(self) -> tuple[Path, int, Stamp, Index | None]:
+        return self.path, self.num_classes, self._version, None if self._cached else self._index
+
+    def __setstate__(self, state: tuple[Path, int, Stamp, Index | None]) -> None:
+        self.path, self.num_classes, version, index = state
+        if stamp(self.path) != version:
+            raise InputError(f"{self.path} or its .idx changed while it was in use; start again")
+        self._open(load_index(self.path) if index is None else (index, False), version)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return self.num_images
+
+    def image_bytes(self, i: int) -> Buffer:
+        """The encoded image ``i`` of 0..N-1: a read-only view of the map, or new ``bytes`` for a multi-part record.
+
+        Raises:
+            InputError: the record is damaged; names it and its byte.
+        """
+        offset = self.byte_offset(i)
+        file = self._file
+        if offset + 32 <= len(file):
+            magic, length = PART.unpack_from(file, offset)
+            flag, _, _, _ = IMAGE.unpack_from(file, offset + 8)
+            start, end = offset + 32 + 4 * flag, offset + 8 + length
+            # A length whose upper three bits (the part flag) are set lies beyond every record of one part.
+            if magic == MAGIC and length < 1 << 29 and start <= end <= len(file):
+                return file[start:end]
+        try:
+            return parse_image(read_record(file, offset)[0], offset).payload
+        except RecordError as error:
+            raise damaged(self.path, self.record_number(i), error) from None
+
+    def record_number(self, i: int) -> int:
+        """The number of image ``i`` in the .idx."""
+        return self._index.number(i)
+
+    def byte_offset(self, i: int) -> int:
+        """The byte of the .rec where the record of image ``i`` starts."""
+        if not 0 <= i < self.num_images:
+            raise IndexError(f"image {i} of {self.num_images}")
+        return int(self._index.offsets[i])
+
+    def where(self, i: int) -> str:
+        """Image ``i`` in messages: ``train.rec record 17 at byte 8123``."""
+        return f"{self.path.name} record {self.record_number(i)} at byte {self.byte_offset(i)}"
+
+
+def read_property(path: Path) -> tuple[int, int, int] | None:
+    """(number of classes, height, width) of a ``property`` file, None where there is none.
+
+    Raises:
+        InputError: there, but not three positive integers with commas between them.
+    """
+    try:
+        with path.open(encoding="ascii", errors="replace") as file:
+            text = file.read(200).strip()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    words = text.split(",")
+    if len(words) != 3 or not all(word.strip().isascii() and word.strip().isdigit() for word in words):
+        raise InputError(f"{path}: {text[:40]!r} is not 'classes,height,width', for example '85742,112,112'")
+    classes, height, width = (int(word) for word in words)
+    if min(classes, height, width) < 1:
+        raise InputError(f"{path}: {text[:40]!r} must be positive numbers 'classes,height,width'")
+    return classes, height, width
+
+
+def _count_classes(path: Path, index: Index) -> int:
+    found = read_property(path.with_name("property"))
+    largest = int(index.labels.argmax())
+    highest = int(index.labels[largest])
+    if found is None and index.identities == 0:
+        return highest + 1
+    if found is not None and index.identities not in (0, found[0]):
+        raise InputError(
+            f"{path.with_name('property')} counts {found[0]} classes but record 0 of {path.name} {index.identities}; "
+            "correct the first number of property, or remove that file"
+        )
+    classes, source = (index.identities, "record 0") if found is None else (found[0], "property")
+    if highest >= classes:
+        raise InputError(
+            f"{path} record {index.number(largest)} at byte {index.offsets[largest]}: label {highest}; "
+            f"expected a class 0..{classes - 1}, as {source} counts {classes}"
+        )
+    return classes
+
+
+class ScannedRecord(NamedTuple):
+    """One record that :func:`scan` looked at."""
+
+    number: int
+    byte: int
+    problem: str | None
+    """What is wrong with it, None where nothing is."""
+
+
+def scan(path: Path) -> Iterator[ScannedRecord]:
+    """Walk over all records in the order of their bytes and say of each whether it is whole.
+
+    Checks framing, multi-part order, the image header, that each record ends where the next begins and the last at the
+    end of the file. Goes on after a damaged record, as the .idx says where the next one starts.
+
+    Raises:
+        InputError: the .idx is damaged or one of the files is missing.
+    """
+    numbers, offsets = read_index_text(index_path(path))
+    file = memoryview(map_file(path))
+    order = np.argsort(offsets, kind="stable")
+    for i, row in enumerate(order):
+        number, offset = int(numbers[row]), int(offsets[row])
+        following = int(offsets[order[i + 1]]) if i + 1 < len(order) else len(file)
+        if i == 0 and offset != 0:
+            yield ScannedRecord(number, 0, f"{offset} bytes before the first record are in no record")
+        yield ScannedRecord(number, *_examine(file, offset, following))
+
+
+def _examine(file: memoryview, offset: int, following: int) -> tuple[int, str | None]:
+    try:
+        payload, end = read_record(file, offset)
+        parse_image(payload, offset)
+    except RecordError as error:
+        return error.byte, error.problem
+    if end < following:
+        return end, f"{following - end} bytes after this record are in no record"
+    if end > following:
+        return offset, f"ends at byte {end}, after the next record's start at byte {following}"
+    return offset, None
