@@ -23,20 +23,30 @@ $(INSTALLED): setup.cfg pyproject.toml tools/constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint tools/constraints.txt --editable '.[dev,onnx]'
 	touch $@
 
-demo: $(INSTALLED)
-	$(BIN)/python tools/demo.py
+demo: $(INSTALLED) data/demo/tail.bin
+	$(BIN)/torchrun --standalone --nproc-per-node $$($(BIN)/python -c 'import torch; print(torch.cuda.device_count() or 2)') \
+		-m facetrain train configs/demo.yaml
+
+data/demo/tail.bin: | $(INSTALLED)
+	$(BIN)/facetrain data demo data/demo --size 40 --people 800 --head 160 --held-out 200 --held-out-images 20 --force
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not mxnet"
+	$(BIN)/python -m pytest
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not mxnet"
+
+test-mxnet:
+	$(PYTHON) -m venv .venv-mxnet
+	.venv-mxnet/bin/python -m pip install --quiet --disable-pip-version-check \
+		$$(grep '^torch==' tools/constraints.txt) --editable '.[mxnet,dev]'
+	.venv-mxnet/bin/python -m pytest -m mxnet tests/data/test_mxnet.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow and not mxnet"
+	$(BIN)/python -m pytest
 
 clean:
 	rm -rf $(VENV) .venv-mxnet runs/demo data/demo

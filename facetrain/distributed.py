@@ -109,12 +109,13 @@ class World:
             return module
         # Running statistics are averaged when they are read (average_buffers), not copied from rank 0 at every step.
         keys = inspect.signature(DistributedDataParallel).parameters
-        no_sync = "forward_sync_buffers" if "forward_sync_buffers" in keys else "broadcast_buffers"  # before torch 2.13
+        name = "forward_sync_buffers" if "forward_sync_buffers" in keys else "broadcast_buffers"  # before torch 2.13
+        no_sync: dict[str, Any] = {name: False}
         return DistributedDataParallel(
             module,
             device_ids=[self.local_rank] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
-            **{no_sync: False},
+            **no_sync,
         )
 
     def average_buffers(self, module: nn.Module) -> None:

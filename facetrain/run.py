@@ -11,13 +11,15 @@ from typing import Any
 import torch
 
 from facetrain import preflight, recipe
-from facetrain.checkpoint_files import newest_good, read_manifest
+from facetrain.checkpoint_files import listed, newest_good, read_manifest
 from facetrain.config import Config
 from facetrain.data.dataset import Images
 from facetrain.data.loader import Loader
 from facetrain.distributed import World, joined
 from facetrain.errors import InputError
 from facetrain.evaluation.embed import Verifier
+from facetrain.evaluation.lfw import verification_table
+from facetrain.evaluation.pairs import Verification
 from facetrain.evaluation.report import save_verification, write_report
 from facetrain.monitor import Monitor
 from facetrain.optim import learning_rate
@@ -83,10 +85,9 @@ class _Run:
                 return 128 + self.stop.signal
             if self.state.step > start:
                 self._save(monitor)
-            self._verify(monitor, last=True)
-        if self.world.rank == 0:
-            report = write_report(self.config.output, self.images, self.verifier.sets)
-            monitor.say(f"report: {report}")
+            results = self._verify(monitor)
+            if self.world.rank == 0:
+                self._conclude(monitor, results)
         self.world.barrier()
         return 0
 
@@ -115,25 +116,35 @@ class _Run:
             if save:
                 self._save(monitor)
             if verify:
-                self._verify(monitor, last=False)
-                state.backbone.train()
+                self._verify(monitor)
 
     def _save(self, monitor: Monitor) -> Path:
         path = self.state.save(self.about)
         monitor.pause()
         return path
 
-    def _verify(self, monitor: Monitor, last: bool) -> None:
+    def _verify(self, monitor: Monitor) -> list[tuple[str, Verification]]:
         if not self.config.evaluate.sets:
-            return
+            return []
         self.world.average_buffers(self.state.backbone)
-        self.state.backbone.eval()
-        for name, result in self.verifier.run(self.state.backbone, self.world):
+        results = self.verifier.run(self.state.backbone, self.world)
+        for name, result in results:
             monitor.verification(self.state.step, name, result.record())
             monitor.say(f"[{name}] step {self.state.step}: {result.line()}")
-            if last and self.world.rank == 0:
-                save_verification(self.config.output, name, result)
         monitor.pause()
+        return results
+
+    def _conclude(self, monitor: Monitor, results: list[tuple[str, Verification]]) -> None:
+        """Leave the last results and the report, and say where everything is."""
+        output = self.config.output
+        for name, result in results:
+            save_verification(output, name, result)
+        report = write_report(output, self.images, self.verifier.sets)
+        if results:
+            monitor.console.print(verification_table(results))
+        monitor.say(f"report       {report}")
+        monitor.say(f"checkpoint   {listed(output / 'checkpoints')[-1]}")
+        monitor.say(f"TensorBoard  tensorboard --logdir {output / 'tensorboard'}")
 
     def _resume(self) -> list[str]:
         """Continue from the newest good checkpoint, where there is one; what to tell about it."""
