@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from facetrain.console import console
 
 _PLAIN_SECONDS = 10.0  # without a terminal, at most one progress line in this time
 
@@ -30,7 +31,7 @@ class Monitor:
 
     def __init__(self, output: Path, start_step: int, total_steps: int, device: torch.device, active: bool) -> None:
         self.active, self.device, self.total_steps = active, device, total_steps
-        self.console = Console(stderr=True, quiet=not active)
+        self.console = console(stderr=True, quiet=not active)
         if not active:
             return
         from torch.utils.tensorboard import SummaryWriter

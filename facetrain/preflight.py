@@ -10,6 +10,7 @@ from facetrain.config import Config
 from facetrain.data.dataset import Images, open_images
 from facetrain.data.sampler import steps_per_epoch
 from facetrain.errors import InputError
+from facetrain.evaluation.pairs import read_bin
 
 # What the weights, or the position in the data, mean something else without.
 _FIXED = ("seed", "model", "optim.name", "train.batch_size", "train.accumulation")
@@ -38,8 +39,7 @@ def check(config: Config, ranks: int) -> Images:
             f"{2 * ranks * config.train.accumulation}"
         )
     for path in config.evaluate.sets:
-        if not path.is_file():
-            raise InputError(f"evaluate.sets: {path} does not exist; expected an insightface .bin file")
+        read_bin(path)
     _check_output(config, images)
     return images
 

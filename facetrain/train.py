@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,10 +151,11 @@ def _torch_seed(*key: int) -> int:
 
 
 class StopRequest:
-    """SIGINT and SIGTERM ask the run to save and leave; a second SIGINT interrupts at once."""
+    """SIGINT and SIGTERM ask the run to save and leave; a second SIGINT, a second later or more, interrupts at once."""
 
     def __init__(self) -> None:
         self.signal = 0
+        self._noted = 0.0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -166,9 +168,11 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal and number == signal.SIGINT:
+        now = time.monotonic()
+        # Some wrappers pass one Ctrl-C on twice.
+        if self.signal and number == signal.SIGINT and now - self._noted > 1:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal, self._noted = number, now
 
 
 def check_finite(loss: float, first: int, last: int, output: Path) -> None:

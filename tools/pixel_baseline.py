@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from facetrain.console import console
 from facetrain.data.images import decode
 from facetrain.evaluation.lfw import verification_table
 from facetrain.evaluation.pairs import read_bin, verify
@@ -21,15 +22,13 @@ def main(
     size: Annotated[int, typer.Option(help="pixels a side to which the images are scaled")] = 112,
 ) -> None:
     """Score pair sets by the cosine of grey, mean-free pixels, under the protocol of `facetrain eval lfw`."""
-    from rich.console import Console
-
     results = []
     for path in bins:
         pairs = read_bin(path)
         images = np.stack([decode(pairs.encoded(i), size).mean(axis=2).ravel() for i in range(len(pairs))])
         pixels = (images - images.mean(axis=1, keepdims=True)).astype(np.float32)
         results.append((pairs.name, verify(pixels, pairs.same, flip=False)))
-    Console().print(verification_table(results))
+    console().print(verification_table(results))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,15 +14,18 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from facetrain.console import console
 from facetrain.errors import InputError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+_PLAIN_SECONDS = 10.0  # without a terminal, at most one line in this time
+
 
 @contextmanager
 def progress(what: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
-    """A line on stderr with the share done, the rate and the time left; nothing where stderr is not a terminal.
+    """A line on stderr with the share done, the rate and the time left; where stderr is not a terminal a plain line now and then.
 
     Args:
         what: the job, for the line's start.
@@ -31,7 +35,6 @@ def progress(what: str, total: int | None, unit: str = "images") -> Iterator[Cal
     Yields:
         a function that is called with how much more is done.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
@@ -39,11 +42,24 @@ def progress(what: str, total: int | None, unit: str = "images") -> Iterator[Cal
         def render(self, task: Any) -> Text:
             return Text(f"{task.speed or 0:,.0f} {unit}/s")
 
-    console = Console(stderr=True)
+    out = console(stderr=True)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda more: bar.advance(task, more)
+        started = said = time.monotonic()
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal done, said
+            done += more
+            bar.advance(task, more)
+            now = time.monotonic()
+            if not out.is_terminal and now - said >= _PLAIN_SECONDS:
+                said, rate = now, done / (now - started)
+                left = f" of {total:,}, {(total - done) / rate:.0f} s left" if total else ""
+                out.print(f"{what}: {done:,}{left}, {rate:,.0f} {unit}/s", highlight=False)
+
+        yield advance
 
 
 def default_workers(items: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from facetrain.console import console
 from facetrain.errors import InputError
 from facetrain.evaluation.pairs import Verification
 from facetrain.evaluation.scores import FEW, Rule, fpr_text
@@ -46,8 +47,6 @@ def run_lfw(
     Raises:
         InputError: a file is missing or damaged, or ``output`` cannot be written.
     """
-    from rich.console import Console
-
     from facetrain.checkpoint import fingerprint, load_backbone
     from facetrain.distributed import World
     from facetrain.evaluation.embed import Verifier
@@ -64,9 +63,9 @@ def run_lfw(
     seconds = time.monotonic() - started
     if world.rank == 0:
         name = fingerprint(checkpoint)
-        console = Console()
-        console.print(verification_table(results))
-        console.print(f"model {name[:16]}, {sum(map(len, verifier.sets))} images in {seconds:.1f} s", highlight=False)
+        out = console()
+        out.print(verification_table(results))
+        out.print(f"model {name[:16]}, {sum(map(len, verifier.sets))} images in {seconds:.1f} s", highlight=False)
         if output is not None:
             sets = {one: result.record() for one, result in results}
             report = {"model": name, "checkpoint": str(checkpoint), "seconds": round(seconds, 2), "sets": sets}

@@ -1,0 +1,286 @@
+"""The command line. Each command is thin and imports what is heavy inside, so that help is instant.
+
+A user's mistake is one line on stderr and exit code 2; a run that cannot go on is one line and exit code 1. Under
+several ranks one of them speaks.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from facetrain import __version__, cli_data, launch
+from facetrain.errors import InputError, RunError
+
+app = typer.Typer(
+    help="Train, evaluate and export face recognisers. Each command's --help has an example.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+eval_app = typer.Typer(
+    help="Score a trained model by a protocol of the field.", rich_markup_mode=None, no_args_is_help=True
+)
+app.add_typer(cli_data.app, name="data")
+app.add_typer(eval_app, name="eval")
+
+
+class Device(StrEnum):
+    """Where a network runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Rule(StrEnum):
+    """Which point of the ROC a false-positive rate picks."""
+
+    strict = "strict"
+    nearest = "nearest"
+
+
+class Format(StrEnum):
+    """File formats of an exported model."""
+
+    onnx = "onnx"
+    safetensors = "safetensors"
+
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="a recipe: a YAML file")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="keys of the recipe, for example optim.lr=0.1")
+]
+Nproc = Annotated[int | None, typer.Option(help="processes on this machine; left out: one per GPU, or 1 without GPUs")]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(metavar="CHECKPOINT", help="a run's folder, a checkpoint in it, or an exported .safetensors file"),
+]
+Flip = Annotated[bool, typer.Option("--flip/--no-flip", help="add the embedding of the mirrored image")]
+BatchSize = Annotated[int, typer.Option(min=1, help="images at once on each process")]
+DeviceOption = Annotated[Device, typer.Option(help="auto takes a GPU where there is one")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"facetrain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="print the version and leave")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: facetrain train configs/demo.yaml train.epochs=5 output=runs/mine --nproc 2")
+def train(config: Config, overrides: Overrides = None, nproc: Nproc = None) -> None:
+    """Train as a recipe says. Relative paths in a recipe start at the current directory."""
+    from facetrain import recipe
+
+    resolved = recipe.load(config, overrides or ())
+
+    def work() -> int:
+        from facetrain.run import train
+
+        return train(resolved)
+
+    def check(ranks: int) -> None:
+        from facetrain import preflight
+
+        preflight.check(resolved, ranks)
+
+    _spread(["train", str(config), *(overrides or ())], nproc, resolved.device, work, check)
+
+
+@app.command(name="config", epilog="Example: facetrain config configs/demo.yaml optim.lr=0.1 > mine.yaml")
+def show_config(config: Config, overrides: Overrides = None) -> None:
+    """Print the resolved recipe, defaults and all, as YAML that can be used as a recipe."""
+    from facetrain import recipe
+
+    sys.stdout.write(recipe.dump(recipe.load(config, overrides or ())))
+
+
+@app.command(epilog="Example: facetrain embed runs/demo photos/ embeddings.npz")
+def embed(
+    checkpoint: Checkpoint,
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="a .rec file, a folder per person, or a text file with a path a line"),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="the .npz file to write: embeddings, labels, names")],
+    flip: Flip = True,
+    batch_size: BatchSize = 256,
+    normalise: Annotated[bool, typer.Option("--normalise", help="scale embeddings to length 1")] = False,
+    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="rows of NaN for damaged images")] = False,
+    device: DeviceOption = Device.auto,
+    nproc: Nproc = None,
+) -> None:
+    """Embed images into an .npz file."""
+
+    def work() -> int:
+        from facetrain.distributed import joined
+        from facetrain.evaluation.embed import embed_to_npz
+
+        with joined(device.value) as world:
+            unreadable = embed_to_npz(
+                checkpoint,
+                source,
+                out,
+                world=world,
+                batch_size=batch_size,
+                flip=flip,
+                normalise=normalise,
+                skip_unreadable=skip_unreadable,
+            )
+            if world.rank == 0:
+                skipped = (
+                    f", {len(unreadable)} unreadable images, the first: {unreadable[0].reason}" if unreadable else ""
+                )
+                typer.echo(f"{out} written{skipped}")
+        return 0
+
+    flags = [f"--device={device.value}", "--flip" if flip else "--no-flip", f"--batch-size={batch_size}"]
+    flags += ["--normalise"] * normalise + ["--skip-unreadable"] * skip_unreadable
+    _spread(["embed", *flags, "--", str(checkpoint), str(source), str(out)], nproc, device.value, work)
+
+
+@app.command(epilog="Example: facetrain export runs/demo face.onnx")
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="the file to write")],
+    format: Annotated[Format | None, typer.Option(help="left out: by the suffix of OUT")] = None,
+) -> None:
+    """Write the backbone to ONNX, checked with onnxruntime, or to safetensors."""
+    from facetrain.export import export
+
+    report = export(checkpoint, out, format.value if format else None)
+    agreement = "" if report.difference is None else f", onnxruntime within {report.difference:.1e} of PyTorch"
+    typer.echo(f"{report.path}: {report.size / 1e6:.1f} MB{agreement}")
+
+
+@eval_app.command(epilog="Example: facetrain eval lfw runs/demo lfw.bin cfp_fp.bin")
+def lfw(
+    checkpoint: Checkpoint,
+    bins: Annotated[list[Path], typer.Argument(metavar="BIN", help="insightface .bin files")],
+    flip: Flip = True,
+    batch_size: BatchSize = 256,
+    rule: Annotated[
+        Rule, typer.Option(help="strict: never more than that FPR; nearest: as some papers do")
+    ] = Rule.strict,
+    output: Annotated[Path | None, typer.Option(help="a .json file for the numbers")] = None,
+    device: DeviceOption = Device.auto,
+    nproc: Nproc = None,
+) -> None:
+    """Verification on pair sets: 10-fold accuracy and TPR@FPR."""
+
+    def work() -> int:
+        from facetrain.distributed import joined
+        from facetrain.evaluation.lfw import run_lfw
+
+        with joined(device.value) as world:
+            run_lfw(checkpoint, bins, flip=flip, batch_size=batch_size, rule=rule.value, output=output, world=world)
+        return 0
+
+    flags = [f"--device={device.value}", "--flip" if flip else "--no-flip", f"--batch-size={batch_size}"]
+    flags += [f"--rule={rule.value}"] + ([f"--output={output}"] if output else [])
+    _spread(["eval", "lfw", *flags, "--", str(checkpoint), *map(str, bins)], nproc, device.value, work)
+
+
+def _spread(
+    argv: list[str],
+    nproc: int | None,
+    device: str,
+    work: Callable[[], int],
+    check: Callable[[int], None] = lambda ranks: None,
+) -> None:
+    """Do ``work`` in this process, or run ``argv`` in each of several; leaves with the exit code."""
+    if launch.under_torchrun():
+        if nproc is not None:
+            raise InputError(f"--nproc {nproc}: {os.environ['WORLD_SIZE']} processes run already; leave --nproc out")
+        raise SystemExit(work())
+    count = launch.workers(nproc, device)
+    if count == 1:
+        raise SystemExit(work())
+    check(count)
+    raise SystemExit(launch.run(argv, count))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: its words; None takes the process's.
+
+    Returns:
+        The exit code: 0, 1 (a run that cannot go on), 2 (a user's mistake), 128 + signal.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        launch.follow_launcher()
+        result = app(args=words, prog_name="facetrain", standalone_mode=False)
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    except (KeyboardInterrupt, typer.Abort):
+        return _end("stopped by Ctrl-C", 130)
+    except Exception as error:
+        line, code = _explain(error)
+        if line is None:
+            if launch.leave_word(f"{type(error).__name__}: {error}", error) and launch.under_our_launcher():
+                return 1
+            raise
+        return _end(line, code)
+    if result == 130:  # typer's answer to Ctrl-C
+        return _end("stopped by Ctrl-C", 130)
+    return result if isinstance(result, int) else 0
+
+
+def _explain(error: Exception) -> tuple[str | None, int]:
+    """(message, exit code) of an error that needs no traceback; (None, 1) for a defect of ours."""
+    if isinstance(error, InputError):
+        return f"error: {error}", 2
+    if isinstance(error, RunError):
+        return f"error: {error}", 1
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(getattr(error, "message", "")), 2
+    if hasattr(error, "format_message"):  # typer's own, by whatever class its version has
+        context = getattr(error, "ctx", None)
+        where = f"; see {context.command_path} --help" if context is not None else ""
+        return f"error: {error.format_message().rstrip('.')}{where}", 2
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"error: {error.filename or 'writing'}: {error.strerror}; free some space and run the command again", 2
+    if (
+        isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError)
+        and error.filename
+    ):
+        return f"error: {error.filename}: {error.strerror}", 2
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which must not be imported for this
+        advice = "lower train.batch_size, raise train.accumulation or set model.gradient_checkpointing=true"
+        return f"error: the GPU's memory ran out; {advice}", 1
+    return None, 1
+
+
+def _end(line: str, code: int) -> int:
+    """Say one line, from one rank."""
+    if line.startswith(("Usage:", "\nUsage:")):
+        sys.stdout.write(line.strip("\n") + "\n")
+        return code
+    line = " ".join(line.split())
+    if launch.under_torchrun():
+        told = launch.leave_word(line.removeprefix("error: "))
+        if os.environ["RANK"] != "0" or (told and launch.under_our_launcher()):
+            return code
+    sys.stderr.write(f"facetrain: {line}\n")
+    return code

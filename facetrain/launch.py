@@ -1,0 +1,263 @@
+"""Several workers on this machine without ``torchrun``: torch's own elastic launcher, run in this process.
+
+The launcher starts ``python -m facetrain ...`` once per rank, in a session of its own, so that Ctrl-C in a terminal
+reaches the launcher alone, which passes it on once and waits. What a worker has to say about its end it leaves in the
+file that the launcher gave it (``TORCHELASTIC_ERROR_FILE``), and the launcher prints one rank's word: the cause, not
+the echoes from ranks that lost their peer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from facetrain.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+GRACE = 60  # seconds that workers have to save and leave after a signal
+_BOUNCE = 1.0  # seconds within which a second Ctrl-C is the first one again: some wrappers pass it on twice
+_LAUNCHER = "FACETRAIN_LAUNCHER"  # in a worker's environment: the launcher's process id
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def under_torchrun() -> bool:
+    """Whether this process is a worker that somebody has started: torchrun, Slurm or :func:`run`."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def under_our_launcher() -> bool:
+    """Whether :func:`run` started this process, and so prints what it leaves by :func:`leave_word`."""
+    return under_torchrun() and _LAUNCHER in os.environ
+
+
+def workers(nproc: int | None, device: str = "auto") -> int:
+    """How many processes to start here: ``nproc``, else one per GPU, else one.
+
+    Args:
+        nproc: the user's ``--nproc``; None when not given.
+        device: ``auto``, ``cpu`` or ``cuda``, as in a recipe.
+
+    Raises:
+        InputError: fewer than one, more than GPUs, or ``cuda`` without a GPU.
+    """
+    if nproc is not None and nproc < 1:
+        raise InputError(f"--nproc {nproc}: expected at least 1 process")
+    if device == "cpu":
+        return nproc or 1
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if device == "cuda" and not gpus:
+        raise InputError("device = cuda, but PyTorch finds no GPU on this machine; set device=cpu or device=auto")
+    if gpus and nproc is not None and nproc > gpus:
+        raise InputError(f"--nproc {nproc}: this machine has {gpus} GPU(s); use --nproc {gpus} or less, or device=cpu")
+    return nproc or max(1, gpus)
+
+
+def run(argv: Sequence[str], nproc: int, program: Sequence[str] = ("-m", "facetrain")) -> int:
+    """Run ``python -m facetrain ARGV`` in ``nproc`` workers and wait for them.
+
+    The first SIGINT, SIGTERM or SIGHUP is passed to the workers, which have :data:`GRACE` seconds
+    (``TORCH_ELASTIC_SHUTDOWN_TIMEOUT`` in the environment) to save and leave; a second Ctrl-C kills them.
+
+    Args:
+        argv: arguments of the command line, the same for every worker.
+        nproc: number of workers.
+        program: what Python runs; tests give a script of their own.
+
+    Returns:
+        0; the exit code of the worker that caused the end, 128 + signal where a signal killed it; 128 + signal where
+        this process got one.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    grace = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", GRACE))
+    arguments = [argument.replace("$", "$$") for argument in (*program, *argv)]  # torch substitutes ${local_rank}
+    with (
+        tempfile.TemporaryDirectory(prefix="facetrain-") as words,
+        _silenced(),
+        _environment(),
+        _signals(grace) as since,
+    ):
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=nproc,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",  # a host name need not resolve, least of all in a container
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=words),
+            signals_to_handle="",  # _signals handles them: torch's handler would drop the wait on the second signal
+            shutdown_timeout=grace,
+        )
+        try:
+            elastic_launch(config, sys.executable)(*arguments)
+        except ChildFailedError as error:
+            return _explain(error.failures)
+        except SignalException as stop:
+            if since and time.monotonic() - since[0] >= grace:
+                _say(f"workers did not leave within {grace} s and were killed; the newest checkpoint is kept")
+            return 128 + int(stop.sigval)
+    return 0
+
+
+def follow_launcher() -> None:
+    """In a worker of :func:`run`: get SIGTERM when the launcher dies, so that none lives on unseen (Linux).
+
+    The kernel may send it more than once, one for each of the launcher's threads.
+    """
+    if not under_our_launcher() or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != int(os.environ[_LAUNCHER]):  # it died before the line above
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+def leave_word(line: str, error: BaseException | None = None) -> bool:
+    """Leave a worker's last word where torch's launcher looks for it.
+
+    Args:
+        line: the message.
+        error: where given, its traceback goes with it.
+
+    Returns:
+        Whether there is a launcher to read it.
+    """
+    name = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not name:
+        return False
+    trace = "" if error is None else "".join(traceback.format_exception(error))
+    now = time.time_ns()
+    # torchrun shows py_callstack in its summary, which may be the only place where a rank but 0 is heard.
+    extra = {"timestamp": str(now // 10**9), "py_callstack": trace or line, "trace": trace, "time_ns": now}
+    with contextlib.suppress(OSError):
+        Path(name).write_text(json.dumps({"message": {"message": line, "extraInfo": extra}}))
+        return True
+    return False
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"facetrain: {text}\n")
+    sys.stderr.flush()
+
+
+def _explain(failures: Mapping[int, ProcessFailure]) -> int:
+    """Print what ended the run; the exit code of the worker at fault."""
+    first = min(failure.timestamp for failure in failures.values())
+
+    def guilt(rank: int) -> tuple[int, int]:
+        failure = failures[rank]
+        number, late = -failure.exitcode, failure.timestamp - first >= 10
+        if number == signal.SIGTERM or (number == signal.SIGKILL and late):
+            return 4, 0  # the launcher ended it, because of another one
+        word = _word(failure)
+        if word is None:
+            return (3 if number == signal.SIGABRT else 1), 0  # NCCL aborts ranks that lost their peer
+        return (0 if failure.exitcode == 2 else 2), int(word["extraInfo"]["time_ns"])
+
+    rank = min(failures, key=lambda r: (*guilt(r), r))
+    failure = failures[rank]
+    code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    word = _word(failure)
+    if word is None:
+        ended = f"ended with exit code {code}" if failure.exitcode > 0 else f"was killed by {failure.signal_name()}"
+        hint = "; most often memory ran out" if -failure.exitcode == signal.SIGKILL else ""
+        _say(f"error: rank {rank} {ended}{hint}")
+        return code
+    if word["extraInfo"]["trace"]:
+        sys.stderr.write(word["extraInfo"]["trace"])
+        _say(f"error: rank {rank} ended with exit code {code}")
+        return code
+    others = [_word(failures[other]) for other in failures if other != rank]
+    alone = rank != 0 and not any(other and other["message"] == word["message"] for other in others)
+    _say(f"error: {word['message']}" + (f" (rank {rank})" if alone else ""))
+    return code
+
+
+def _word(failure: ProcessFailure) -> dict[str, Any] | None:
+    """What a worker left by :func:`leave_word`."""
+    message = failure.error_file_data.get("message")
+    return message if isinstance(message, dict) and "time_ns" in message.get("extraInfo", {}) else None
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """What workers inherit: one OpenMP thread each unless the user said otherwise, as torchrun does, and who we are."""
+    added = {_LAUNCHER: str(os.getpid())} | ({} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": "1"})
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Torch's launcher logs every signal and failure; what the user needs of it :func:`_explain` says."""
+    loggers = [logging.getLogger(f"torch.distributed.{part}") for part in ("elastic", "launcher")]
+    quiet, before = logging.NullHandler(), [logger.propagate for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(quiet)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.removeHandler(quiet)
+            logger.propagate = propagate
+
+
+@contextlib.contextmanager
+def _signals(grace: int) -> Iterator[list[float]]:
+    """Turn the first signal into torch's SignalException; yields a list that then holds its time."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    since: list[float] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        again = bool(since)
+        if again and (number != signal.SIGINT or time.monotonic() - since[0] < _BOUNCE):
+            return
+        if again:
+            _say("ending the workers at once; the newest checkpoint is kept")
+            for path in Path("/proc/self/task").glob("*/children"):  # torch keeps their numbers to itself
+                for child in path.read_text().split():
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(int(child), signal.SIGKILL)
+            return
+        since.append(time.monotonic())
+        name = signal.Signals(number).name
+        _say(f"{name}: workers may save and leave, up to {grace} s; Ctrl-C ends it at once")
+        raise SignalException(name, signal.Signals(number))
+
+    before: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                before[number] = signal.signal(number, stop)
+    try:
+        yield since
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
