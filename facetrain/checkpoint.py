@@ -17,6 +17,7 @@ The position in the data and all random numbers are functions of the step and ne
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -247,7 +248,13 @@ def _opened(file: Path) -> Any:
 
 def _write(file: Path, tensors: dict[str, Tensor], described: dict[str, str]) -> tuple[str, dict[str, Any]]:
     """Write and sync one file; its name, size and SHA-256."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file, described)
+    file.touch()
+    usual = file.stat().st_mode  # safetensors would let nobody else read the file
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file, described)
+    except SafetensorError as error:  # what a full disk becomes there
+        raise OSError(errno.ENOSPC, str(error), str(file)) from None
+    file.chmod(usual)
     with open(file, "rb") as handle:
         os.fsync(handle.fileno())
     return file.name, {"bytes": file.stat().st_size, "sha256": sha256(file)}

@@ -167,7 +167,9 @@ def export(
     from facetrain.export import export
 
     report = export(checkpoint, out, format.value if format else None)
-    agreement = "" if report.difference is None else f", onnxruntime within {report.difference:.1e} of PyTorch"
+    agreement = ""
+    if report.difference is not None and report.largest:
+        agreement = f", onnxruntime within {report.difference / report.largest:.1e} of PyTorch, relative"
     typer.echo(f"{report.path}: {report.size / 1e6:.1f} MB{agreement}")
 
 

@@ -1,0 +1,225 @@
+"""Whole runs on small rendered sets: what they leave, and that stopping and resuming changes nothing."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+
+from facetrain import checkpoint, run
+from facetrain.checkpoint_files import listed
+from facetrain.config import Config
+from facetrain.data.demo import write_demo
+from facetrain.errors import InputError, RunError
+
+PEOPLE, SIDE = 12, 24
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    return write_demo(
+        folder,
+        people=PEOPLE,
+        head=4,
+        size=SIDE,
+        held_out=6,
+        held_out_images=5,
+        seed=0,
+        images_head=12,
+        images_tail=4,
+        pairs=40,
+        workers=1,
+    )
+
+
+def _config(demo, output, **train):
+    return Config.model_validate(
+        {
+            "output": output,
+            "device": "cpu",
+            "data": {"path": demo.train, "workers": 0, "augment": {"crop": 0.5, "color": 0.5}},
+            "model": {"width": 4, "input_size": SIDE, "embedding_size": 8, "dropout": 0.1},
+            "classifier": {"sample_rate": 0.5},
+            "train": {"epochs": 3, "batch_size": 16, "log_every": 2, "checkpoint_every": 4, "threads": 1} | train,
+            "evaluate": {"sets": [demo.pair_sets[0]], "every": 4},
+        }
+    )
+
+
+def _records(output, kind):
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def _tensors(output):
+    state = {}
+    for file in sorted(listed(output / "checkpoints")[-1].glob("*.safetensors")):
+        from safetensors.torch import load_file
+
+        state |= {f"{file.name}/{key}": tensor for key, tensor in load_file(file).items()}
+    return state
+
+
+@pytest.fixture(scope="module")
+def finished(demo, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    assert run.train(_config(demo, output)) == 0
+    return output
+
+
+def test_what_a_run_leaves(finished, demo):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        "config.yaml",
+        "versions.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "verification",
+        "report.html",
+    }
+    steps = 3 * (demo.images // 16)
+    training = _records(finished, "train")
+    assert training[-1]["step"] == steps
+    assert {"epoch", "loss", "lr", "images_per_second", "memory_gib", "seconds"} <= training[0].keys()
+    assert [line["step"] for line in _records(finished, "verification")] == [*range(4, steps, 4), steps]
+    assert json.loads((finished / "versions.json").read_text())["torch"] == torch.__version__
+    backbone, model = checkpoint.load_backbone(finished)
+    assert model.embedding_size == 8
+    assert backbone(torch.zeros(1, 3, SIDE, SIDE)).isfinite().all()
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(finished, demo, tmp_path, monkeypatch):
+    """SIGTERM in the middle of an epoch: saved, exit code 143; going on gives the same weights, momentum and numbers."""
+    config = _config(demo, tmp_path / "run", resume="auto")
+    steps = []
+    step = run.train_step
+
+    def stopping(*args):
+        steps.append(1)
+        if len(steps) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args)
+
+    monkeypatch.setattr(run, "train_step", stopping)
+    assert run.train(config) == 128 + signal.SIGTERM
+    assert listed(config.output / "checkpoints")[-1].name == "step_00000006"
+    assert not (config.output / "report.html").exists()
+    monkeypatch.setattr(run, "train_step", step)
+    assert run.train(config) == 0
+    expected, found = _tensors(finished), _tensors(config.output)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    for kind in ("train", "verification"):
+        numbers = [
+            [(line["step"], line.get("loss"), line.get("accuracy")) for line in _records(output, kind)]
+            for output in (finished, config.output)
+        ]
+        assert numbers[0] == numbers[1]
+
+
+def test_a_finished_run_is_only_verified_again(finished, demo):
+    before = _tensors(finished)
+    assert run.train(_config(demo, finished, resume="auto")) == 0
+    after = _tensors(finished)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_older_checkpoint_is_taken_where_the_newest_is_damaged(demo, tmp_path, capsys):
+    config = _config(demo, tmp_path / "run", resume="auto")
+    assert run.train(config) == 0
+    newest = listed(config.output / "checkpoints")[-1]
+    (newest / "backbone.safetensors").write_bytes(b"gone")
+    assert run.train(config) == 0
+    err = capsys.readouterr().err
+    assert "backbone.safetensors is damaged" in err
+    assert "going on from" in err
+    assert checkpoint.load_backbone(config.output)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_interval_and_the_last_good_checkpoint(demo, tmp_path, monkeypatch):
+    config = _config(demo, tmp_path / "run")
+    step = run.train_step
+
+    def spoiling(state, *args):
+        loss = step(state, *args)
+        return loss * float("nan") if state.step == 6 else loss
+
+    monkeypatch.setattr(run, "train_step", spoiling)
+    with pytest.raises(RunError, match=r"nan between steps 5 and 6; the last good checkpoint is .*step_00000004"):
+        run.train(config)
+    assert [path.name for path in listed(config.output / "checkpoints")] == ["step_00000004"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"train": {"resume": "never"}}, "already holds a run"),
+        ({"seed": 1}, "seed is 1, but checkpoint"),
+        ({"model": {"width": 8}}, r"model\.width is 8, but checkpoint .* was made with 4"),
+        ({"train": {"batch_size": 8}}, r"train\.batch_size is 8"),
+        ({"data": {"num_classes": 13}}, "data.num_classes is 13, but .* has 12 identities"),
+        ({"train": {"batch_size": 1000}}, "fewer than one batch"),
+        ({"train": {"batch_size": 16, "accumulation": 16}}, "batch norm needs 2"),
+        ({"evaluate": {"sets": ["missing.bin"]}}, "missing.bin cannot be read"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(finished, demo, keys, message):
+    settings = _config(demo, finished, resume="auto").model_dump(mode="json")
+    for section, values in keys.items():
+        settings[section] = settings[section] | values if isinstance(values, dict) else values
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    with pytest.raises(InputError, match=message):
+        run.train(Config.model_validate(settings))
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+
+
+def test_epochs_and_learning_rate_may_change_on_resuming(finished, demo, tmp_path, capsys):
+    import shutil
+
+    output = tmp_path / "longer"
+    shutil.copytree(finished, output)
+    config = _config(demo, output, resume="auto", epochs=4).model_dump(mode="json")
+    config["optim"]["lr"] = 0.01
+    assert run.train(Config.model_validate(config)) == 0
+    err = capsys.readouterr().err
+    assert "changed since that checkpoint: train.epochs from 3 to 4" in err
+    assert "changed since that checkpoint: optim.lr from 0.1 to 0.01" in err
+
+
+def _train_on_ranks(world, config):
+    """The run as each rank sees it; the ranks of the test are joined already."""
+    images = run.preflight.check(config, world.size)
+    return run._Run(config, images, world, run.StopRequest()).train()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_ranks_train_verify_and_report(demo, tmp_path, size):
+    """Batch norm sees a rank's own images, so numbers differ from one rank's; the order of images does not."""
+    config = _config(demo, tmp_path / "run", epochs=2, accumulation=2)
+    assert run_ranks(size, _train_on_ranks, config) == [0] * size
+    assert (config.output / "report.html").is_file()
+    shards = sorted(listed(config.output / "checkpoints")[-1].glob("classifier-*"))
+    assert len(shards) == size
+    losses = [line["loss"] for line in _records(config.output, "train")]
+    assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("keys", [{"precision": "bf16"}, {"accumulation": 4}])
+def test_other_ways_to_train(demo, tmp_path, keys):
+    assert run.train(_config(demo, tmp_path / "run", epochs=1, **keys)) == 0
+
+
+@pytest.mark.slow
+def test_compiled_gives_nearly_the_same_losses(finished, demo, tmp_path):
+    settings = _config(demo, tmp_path / "run", epochs=1).model_dump(mode="json")
+    settings["model"]["compile"] = True
+    assert run.train(Config.model_validate(settings)) == 0
+    compiled = [line["loss"] for line in _records(tmp_path / "run", "train")][:2]
+    np.testing.assert_allclose(compiled, [line["loss"] for line in _records(finished, "train")][:2], rtol=1e-3)
