@@ -14,7 +14,7 @@ from pathlib import Path
 
 import facetrain
 
-_PACKAGES = ("torch", "numpy", "opencv-python-headless", "simplejpeg", "scikit-learn", "safetensors", "pydantic")
+_PACKAGES = ("torch", "numpy", "opencv-python-headless", "simplejpeg", "safetensors", "pydantic")
 
 
 def versions() -> dict[str, str]:

@@ -95,7 +95,7 @@ def test_what_a_run_leaves(finished, demo):
 
 
 def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(finished, demo, tmp_path, monkeypatch):
-    """SIGTERM in the middle of an epoch: saved, exit code 143; going on gives the same weights, momentum and numbers."""
+    """SIGTERM in the middle of an epoch: saved, code 143; going on gives the same weights, momentum and numbers."""
     config = _config(demo, tmp_path / "run", resume="auto")
     steps = []
     step = run.train_step

@@ -25,7 +25,7 @@ _PLAIN_SECONDS = 10.0  # without a terminal, at most one line in this time
 
 @contextmanager
 def progress(what: str, total: int | None, unit: str = "images") -> Iterator[Callable[[int], None]]:
-    """A line on stderr with the share done, the rate and the time left; where stderr is not a terminal a plain line now and then.
+    """A line on stderr with the share done, the rate and the time left; without a terminal a plain line now and then.
 
     Args:
         what: the job, for the line's start.
