@@ -28,7 +28,7 @@ demo: $(INSTALLED) data/demo/tail.bin
 		-m facetrain train configs/demo.yaml
 
 data/demo/tail.bin: | $(INSTALLED)
-	$(BIN)/facetrain data demo data/demo --size 40 --people 800 --head 160 --held-out 200 --held-out-images 20 --force
+	$(BIN)/facetrain data demo data/demo --force
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -8,12 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]  # `~` in a recipe meets no shell that would expand it
 
 
 class Section(BaseModel):
@@ -39,7 +40,7 @@ class AugmentConfig(Section):
 class DataConfig(Section):
     """The training images."""
 
-    path: Path = Field(description="a .rec file (its .idx beside it) or a folder with one folder per person")
+    path: UserPath = Field(description="a .rec file (its .idx beside it) or a folder with one folder per person")
     reader: Literal["native", "mxnet", "dali"] = Field(
         "native", description="who reads the .rec and decodes its images"
     )
@@ -168,7 +169,7 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """Verification on pair sets, during training and at its end."""
 
-    sets: tuple[Path, ...] = Field((), description="insightface .bin files")
+    sets: tuple[UserPath, ...] = Field((), description="insightface .bin files")
     every: int = Field(2000, ge=0, description="steps between evaluations; 0: only at the end")
     batch_size: Count = 256
     flip: bool = Field(True, description="add the embedding of the mirrored image")
@@ -177,7 +178,7 @@ class EvaluateConfig(Section):
 class Config(Section):
     """A whole recipe."""
 
-    output: Path = Field(description="the run's folder: checkpoints, logs, report")
+    output: UserPath = Field(description="the run's folder: checkpoints, logs, report")
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig

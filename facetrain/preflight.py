@@ -30,6 +30,8 @@ def check(config: Config, ranks: int) -> Images:
             f"data.num_classes is {expected}, but {config.data.path} has {images.num_classes} identities; "
             "correct it or leave it out"
         )
+    if images.num_classes < 2:
+        raise InputError(f"{config.data.path} has {images.num_classes} person; telling people apart needs at least 2")
     steps_per_epoch(len(images), config.train.batch_size)
     share = config.train.batch_size // config.train.accumulation // ranks
     if share < 2:

@@ -180,6 +180,18 @@ def test_what_cannot_work_is_refused_before_anything_is_written(finished, demo, 
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
 
 
+def test_one_person_is_refused(tmp_path):
+    from facetrain.data.images import encode_jpeg
+    from facetrain.data.record_writer import RecordWriter
+
+    with RecordWriter(tmp_path / "train.rec", SIDE) as writer:
+        for _ in range(40):
+            writer.write(0, encode_jpeg(np.zeros((SIDE, SIDE, 3), np.uint8)))
+    config = Config.model_validate({"output": tmp_path / "run", "data": {"path": tmp_path / "train.rec"}})
+    with pytest.raises(InputError, match="has 1 person"):
+        run.train(config)
+
+
 def test_epochs_and_learning_rate_may_change_on_resuming(finished, demo, tmp_path, capsys):
     import shutil
 
