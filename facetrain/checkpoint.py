@@ -35,6 +35,8 @@ from facetrain.checkpoint_files import (
     PREFIX,
     listed,
     newest_good,
+    put_in_place,
+    read_manifest,
     sha256,
     sync_folder,
     verify,
@@ -87,17 +89,17 @@ def save(
     if world.rank == 0:
         described = {"model": model.model_dump_json(), "step": str(step)}
         written.append(_write(growing / "backbone.safetensors", backbone.state_dict(), described))
-        written.append(_write(growing / "optimizer.safetensors", _optimizer_state(backbone, optimizer), {}))
+        if state := _optimizer_state(backbone, optimizer):  # plain SGD has none
+            written.append(_write(growing / "optimizer.safetensors", state, {}))
     files = {name: entry for part in world.collect(dict(written)) for name, entry in part.items()}
     if world.rank == 0:
         manifest = {"format": FORMAT, "step": step, "ranks": world.size, **about, "files": files}
         write_synced(growing / MANIFEST, json.dumps(manifest, indent=1).encode())
         sync_folder(growing)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(growing, final)
-        sync_folder(folder)
-        for old in listed(folder)[:-keep]:
-            shutil.rmtree(old)
+        put_in_place(growing, final)
+        others = [path for path in listed(folder) if path != final]
+        for old in others[: len(others) - keep + 1]:
+            shutil.rmtree(old, ignore_errors=True)  # what cannot be removed costs space, not the run
     world.barrier()
     return final
 
@@ -116,7 +118,8 @@ def load_training(
         InputError: the checkpoint is of another model, optimiser or classifier.
     """
     _fill_module(backbone, path / "backbone.safetensors")
-    _fill_optimizer(backbone, optimizer, path / "optimizer.safetensors")
+    if "optimizer.safetensors" in read_manifest(path)["files"]:
+        _fill_optimizer(backbone, optimizer, path / "optimizer.safetensors")
     filled = 0
     for file in sorted(path.glob("classifier-*.safetensors")):
         with _opened(file) as shard:
@@ -217,7 +220,7 @@ def _fill_optimizer(backbone: nn.Module, optimizer: torch.optim.Optimizer, file:
             name, state = key.rsplit("/", 1)
             if name not in parameters or state not in expected:
                 raise InputError(f"{file} holds {key}, which the recipe's model and optim.name do not have")
-            value = tensors.get_tensor(key)
+            value = tensors.get_tensor(key).clone()  # as it comes it is a view of the file, which will be pruned
             parameter = parameters[name]
             if value.dim():
                 value = value.to(parameter.device).contiguous(memory_format=_layout(parameter))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from facetrain.errors import InputError
 FORMAT = 1
 MANIFEST = "manifest.json"
 PREFIX = "step_"
+_MANIFEST_KEYS = {"format": int, "step": int, "num_classes": int, "num_images": int, "config": dict, "files": dict}
 
 
 def listed(folder: Path) -> list[Path]:
@@ -57,8 +59,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint folder; InputError where it is not one or has another format."""
     try:
         manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-        if not isinstance(manifest["files"], dict):
-            raise TypeError
+        for key, kind in _MANIFEST_KEYS.items():
+            if not isinstance(manifest[key], kind):
+                raise TypeError
     except OSError:
         raise InputError(f"{path} is not a checkpoint: it has no readable {MANIFEST}") from None
     except (ValueError, KeyError, TypeError):
@@ -66,6 +69,24 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise InputError(f"checkpoint {path} has format {manifest.get('format')}; this facetrain reads format {FORMAT}")
     return manifest
+
+
+def put_in_place(growing: Path, final: Path) -> None:
+    """Give a finished folder its final name; one that has that name already is removed only afterwards."""
+    replaced = final.with_name(f".{final.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        os.replace(final, replaced)
+    os.replace(growing, final)
+    sync_folder(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def set_aside_newer(good: Path) -> None:
+    """Rename the checkpoints newer than ``good``, which are damaged, so that none of them counts as the newest."""
+    for path in listed(good.parent):
+        if path.name > good.name:
+            os.replace(path, path.with_name(f"damaged_{path.name}"))
 
 
 def write_synced(file: Path, content: bytes) -> None:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]  # `~` in a recipe meets no shell that would expand it
 
@@ -21,6 +22,11 @@ class Section(BaseModel):
     """Base of every section: immutable, no unknown key, defaults checked like given values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True, allow_inf_nan=False)
+
+    def _refuse_idle(self, key: str, acts: bool, needs: str) -> None:
+        """Refuse a value that was changed where it does nothing: whoever wrote it expects an effect."""
+        if not acts and getattr(self, key) != type(self).model_fields[key].default:
+            raise ValueError(f"{key} has no effect without {needs}; leave it out")
 
 
 class AugmentConfig(Section):
@@ -62,7 +68,6 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: slower, less memory"
     )
-    channels_last: bool = True
     compile: bool = Field(False, description="torch.compile: faster steps after a minute or more of compilation")
 
 
@@ -131,11 +136,18 @@ class OptimConfig(Section):
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = Field(0.1, description="the schedule's highest learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="adamw only")
+    momentum: Decay = Field(0.9, description="sgd only")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="adamw only")
     weight_decay: NotNegative = 5e-4
     clip_norm: Positive | None = Field(None, description="largest gradient norm; left out: no clipping")
     clip_scope: Literal["all", "backbone"] = Field("all", description="whose gradients the norm is of")
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimConfig:
+        self._refuse_idle("momentum", self.name == "sgd", "name: sgd")
+        self._refuse_idle("betas", self.name == "adamw", "name: adamw")
+        self._refuse_idle("clip_scope", self.clip_norm is not None, "clip_norm")
+        return self
 
 
 class ScheduleConfig(Section):
@@ -147,6 +159,13 @@ class ScheduleConfig(Section):
     power: Positive = Field(2.0, description="polynomial only")
     min_lr: NotNegative = Field(0.0, description="the lowest learning rate")
 
+    @model_validator(mode="after")
+    def _check(self) -> ScheduleConfig:
+        self._refuse_idle("cycles", self.name == "triangular", "name: triangular")
+        self._refuse_idle("warmup_epochs", self.name != "triangular", "name: polynomial or cosine")
+        self._refuse_idle("power", self.name == "polynomial", "name: polynomial")
+        return self
+
 
 class TrainConfig(Section):
     """The loop."""
@@ -157,11 +176,17 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: autocast of the backbone; the loss stays float32"
     )
-    tf32: bool = Field(True, description="allow TensorFloat-32 in float32 matrix products on GPUs that have it")
+    tf32: bool = Field(
+        False,
+        description="GPUs only: TensorFloat-32 in convolutions and matrix products, the classifier's cosines included; "
+        "faster, with 10 bits of mantissa",
+    )
     resume: Literal["never", "auto"] = Field("never", description="auto: go on from the newest checkpoint under output")
     checkpoint_every: Count = Field(2000, description="steps between checkpoints; one is always written at the end")
     keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints stay")
-    log_every: Count = Field(10, description="steps between log lines, NaN checks and looks at signals")
+    log_every: Count = Field(
+        10, description="steps between log lines and NaN checks; on GPUs also between looks at signals"
+    )
     threads: Count | None = Field(None, description="CPU threads per rank; left out: OMP_NUM_THREADS or torch's choice")
     timeout: Positive = Field(600.0, description="seconds a rank waits for another before the run fails")
 

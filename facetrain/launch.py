@@ -9,7 +9,6 @@ the echoes from ranks that lost their peer.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from facetrain import processes
 from facetrain.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 GRACE = 60  # seconds that workers have to save and leave after a signal
 _BOUNCE = 1.0  # seconds within which a second Ctrl-C is the first one again: some wrappers pass it on twice
 _LAUNCHER = "FACETRAIN_LAUNCHER"  # in a worker's environment: the launcher's process id
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def under_torchrun() -> bool:
@@ -108,7 +107,7 @@ def run(argv: Sequence[str], nproc: int, program: Sequence[str] = ("-m", "facetr
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=words),
             signals_to_handle="",  # _signals handles them: torch's handler would drop the wait on the second signal
-            shutdown_timeout=grace,
+            **_patience(grace),
         )
         try:
             elastic_launch(config, sys.executable)(*arguments)
@@ -121,16 +120,17 @@ def run(argv: Sequence[str], nproc: int, program: Sequence[str] = ("-m", "facetr
     return 0
 
 
-def follow_launcher() -> None:
-    """In a worker of :func:`run`: get SIGTERM when the launcher dies, so that none lives on unseen (Linux).
+def _patience(grace: int) -> dict[str, Any]:
+    """How long torch's launcher waits for signalled workers; older releases cannot be told, and wait 30 s."""
+    from torch.distributed.launcher.api import LaunchConfig
 
-    The kernel may send it more than once, one for each of the launcher's threads.
-    """
-    if not under_our_launcher() or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() != int(os.environ[_LAUNCHER]):  # it died before the line above
-        raise SystemExit(128 + signal.SIGTERM)
+    return {"shutdown_timeout": grace} if "shutdown_timeout" in LaunchConfig.__dataclass_fields__ else {}
+
+
+def follow_launcher() -> None:
+    """In a worker of :func:`run`: get SIGTERM when the launcher dies, so that none lives on unseen (Linux)."""
+    if under_our_launcher():
+        processes.follow(int(os.environ[_LAUNCHER]))
 
 
 def leave_word(line: str, error: BaseException | None = None) -> bool:

@@ -3,6 +3,8 @@ resume."""
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 from facetrain.checkpoint_files import listed, read_manifest
@@ -14,7 +16,7 @@ from facetrain.evaluation.pairs import read_bin
 
 # What the weights, or the position in the data, mean something else without.
 _FIXED = ("seed", "model", "optim.name", "train.batch_size", "train.accumulation")
-_FREE = ("model.gradient_checkpointing", "model.channels_last", "model.compile", "model.dropout")
+_FREE = ("model.gradient_checkpointing", "model.compile", "model.dropout")
 
 
 def check(config: Config, ranks: int) -> Images:
@@ -56,18 +58,28 @@ def _check_output(config: Config, images: Images) -> None:
         raise InputError(
             f"output: {config.output} already holds a run; set train.resume=auto to go on with it, or another output"
         )
-    path = listed(checkpoints)[-1]
-    manifest = read_manifest(path)
-    if manifest["num_classes"] != images.num_classes:
-        raise InputError(
-            f"checkpoint {path} has {manifest['num_classes']} classes, {config.data.path} has {images.num_classes}; "
-            "take the data it was trained with or another output"
-        )
+    found = _newest_manifest(checkpoints)
+    if found is None:
+        return  # resuming will say what is wrong with each of them
+    path, manifest = found
+    for key, there, what in (("num_classes", images.num_classes, "people"), ("num_images", len(images), "images")):
+        if manifest[key] != there:
+            raise InputError(
+                f"checkpoint {path} was made with {manifest[key]} {what}, {config.data.path} has {there}; "
+                "take the data it was trained with or another output"
+            )
     for key, before, now in changes(manifest["config"], config.model_dump(mode="json")):
         if key.startswith(_FIXED) and key not in _FREE:
             raise InputError(
                 f"{key} is {now}, but checkpoint {path} was made with {before}; set it back or take another output"
             )
+
+
+def _newest_manifest(checkpoints: Path) -> tuple[Path, dict[str, Any]] | None:
+    for path in reversed(listed(checkpoints)):
+        with contextlib.suppress(InputError):
+            return path, read_manifest(path)
+    return None
 
 
 def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

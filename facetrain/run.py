@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from facetrain import preflight, recipe
-from facetrain.checkpoint_files import listed, newest_good, read_manifest
+from facetrain.checkpoint_files import listed, newest_good, read_manifest, set_aside_newer
 from facetrain.config import Config
 from facetrain.data.dataset import Images
 from facetrain.data.loader import Loader
@@ -38,8 +38,8 @@ def train(config: Config) -> int:
     with joined(config.device, config.train.timeout) as world, StopRequest().listening() as stop:
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
-        if config.train.tf32:
-            torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = config.train.tf32
+        torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
         return _Run(config, images, world, stop).train()
 
 
@@ -64,34 +64,37 @@ class _Run:
         self.verifier = Verifier(
             config.evaluate.sets, config.model.input_size, config.evaluate.batch_size, config.evaluate.flip
         )
-        self.about: dict[str, Any] = {"config": config.model_dump(mode="json"), "versions": versions()}
+        self.about: dict[str, Any] = {
+            "config": config.model_dump(mode="json"),
+            "num_images": len(images),
+            "versions": versions(),
+        }
 
     def train(self) -> int:
         """All updates that are left, then the last checkpoint, verification and report."""
         notes = self._resume() if self.config.train.resume == "auto" else []
-        if self.world.rank == 0:
-            self._describe()
+        self._describe()
         start = self.state.step
         with Monitor(self.config.output, start, self.total_steps, self.world.device, self.world.rank == 0) as monitor:
             for note in [self._greeting(), *notes]:
                 monitor.say(note)
-            self._loop(monitor)
-            if self.stop.signal:
-                path = self._save(monitor)
-                monitor.say(
-                    f"stopped by {signal.Signals(self.stop.signal).name} at step {self.state.step}/{self.total_steps}; "
-                    f"saved {path}; the same command with train.resume=auto goes on"
-                )
-                return 128 + self.stop.signal
+            stopped_by = self._loop(monitor)
             if self.state.step > start:
                 self._save(monitor)
+            if stopped_by:
+                monitor.say(
+                    f"stopped by {signal.Signals(stopped_by).name} at step {self.state.step}/{self.total_steps}; saved "
+                    f"in {self.config.output / 'checkpoints'}; the same command with train.resume=auto goes on"
+                )
+                return 128 + stopped_by
             results = self._verify(monitor)
             if self.world.rank == 0:
                 self._conclude(monitor, results)
         self.world.barrier()
         return 0
 
-    def _loop(self, monitor: Monitor) -> None:
+    def _loop(self, monitor: Monitor) -> int:
+        """Updates until the last one or a signal, whose number is returned, the same on every rank."""
         config, state, per_epoch = self.config, self.state, self.loader.steps_per_epoch
         losses = torch.zeros((), dtype=torch.float64, device=self.world.device)
         interval_start = state.step
@@ -102,21 +105,31 @@ class _Run:
             last = state.step == self.total_steps
             save = _due(state.step, config.train.checkpoint_every) and not last
             verify = _due(state.step, config.evaluate.every) and not last
-            if _due(state.step, config.train.log_every) or last or save or verify:
+            log = _due(state.step, config.train.log_every) or save or verify or last
+            stopped_by = self._agree() if log or self.world.device.type == "cpu" else 0
+            if log or stopped_by:
                 steps = state.step - interval_start
                 loss = losses.item() / steps  # the one look at the device
                 check_finite(loss, interval_start + 1, state.step, config.output)
                 monitor.train(state.step, state.step / per_epoch, loss, lr, steps * config.train.batch_size)
                 losses.zero_()
                 interval_start = state.step
-                # Every rank must leave at the same step, whichever got the signal.
-                self.stop.signal = self.world.largest(self.stop.signal)
-                if self.stop.signal:
-                    return
+            if stopped_by:
+                return stopped_by
             if save:
                 self._save(monitor)
             if verify:
                 self._verify(monitor)
+        return 0
+
+    def _agree(self) -> int:
+        """The signal that any rank got (0: none), so that all leave at one step; averages what they saw differently.
+
+        A run may be saved at any step where this is called, and at no other: it goes on from there as if it had not
+        been, for the running statistics are averaged whether or not it is saved.
+        """
+        self.world.average_buffers(self.state.backbone)
+        return self.world.largest(self.stop.signal)
 
     def _save(self, monitor: Monitor) -> Path:
         path = self.state.save(self.about)
@@ -126,7 +139,6 @@ class _Run:
     def _verify(self, monitor: Monitor) -> list[tuple[str, Verification]]:
         if not self.config.evaluate.sets:
             return []
-        self.world.average_buffers(self.state.backbone)
         results = self.verifier.run(self.state.backbone, self.world)
         for name, result in results:
             monitor.verification(self.state.step, name, result.record())
@@ -156,6 +168,8 @@ class _Run:
             return []
         notes = [f"warning: {problem}" for problem in problems]
         self.state.load(path)
+        if self.world.rank == 0:
+            set_aside_newer(path)
         before = read_manifest(path)["config"]
         changed = preflight.changes(before, self.about["config"])
         notes += [f"changed since that checkpoint: {key} from {old} to {new}" for key, old, new in changed]
@@ -170,10 +184,16 @@ class _Run:
         )
 
     def _describe(self) -> None:
-        self.config.output.mkdir(parents=True, exist_ok=True)
-        (self.config.output / "config.yaml").write_text(recipe.dump(self.config))
-        details = circumstances() | {"ranks": str(self.world.size), "device": str(self.world.device.type)}
-        (self.config.output / "versions.json").write_text(json.dumps(details, indent=1) + "\n")
+        """Leave the recipe and the circumstances in the run's folder, which every rank must see."""
+        output = self.config.output
+        if self.world.rank == 0:
+            output.mkdir(parents=True, exist_ok=True)
+            details = circumstances() | {"ranks": str(self.world.size), "device": self.world.device.type}
+            (output / "versions.json").write_text(json.dumps(details, indent=1) + "\n")
+            (output / "config.yaml").write_text(recipe.dump(self.config))
+        self.world.barrier()
+        if self.world.largest(int(not (output / "config.yaml").exists())):
+            raise InputError(f"output: {output} is not on a file system that all machines share; choose one that is")
 
 
 def _due(step: int, every: int) -> bool:

@@ -52,8 +52,17 @@ class TrainState:
     step: int = 0
 
     def save(self, about: dict[str, object]) -> Path:
-        """Write a checkpoint, all ranks together."""
-        self.world.average_buffers(self.backbone)
+        """Write a checkpoint, all ranks together.
+
+        Running statistics must have been averaged over the ranks; ``about`` is what the manifest says besides.
+
+        Raises:
+            RunError: on every rank, where any rank's state is not finite; nothing is written.
+        """
+        tensors = [*self.backbone.state_dict().values(), *self.classifier.sharded_state().values()]
+        finite = torch.stack([tensor.sum(dtype=torch.float64) for tensor in tensors]).isfinite().all()
+        if self.world.largest(int(not finite)):
+            raise RunError(f"the weights are not finite after step {self.step}; {last_good(self.config.output)}")
         return checkpoint.save(
             self.config.output / "checkpoints",
             self.step,
@@ -85,6 +94,8 @@ def build_state(config: Config, num_classes: int, world: World) -> TrainState:
     torch.manual_seed(_torch_seed(config.seed, _BACKBONE))
     backbone = build_backbone(config.model).to(world.device)
     parallel = world.data_parallel(backbone)
+    if world.size > 1:
+        _settle(parallel, config.model.input_size, world.device)
     classifier = PartialFC(
         num_classes, config.model.embedding_size, config.classifier, config.optim, world, config.seed
     )
@@ -96,6 +107,22 @@ def build_state(config: Config, num_classes: int, world: World) -> TrainState:
         optimizer=build_optimizer(backbone, config.optim),
         classifier=classifier,
     )
+
+
+def _settle(parallel: nn.Module, input_size: int, device: torch.device) -> None:
+    """One pass over black images, of which nothing stays but DDP's final grouping of the gradients.
+
+    DDP groups them anew after its first backward pass. Sums over three and more ranks depend on the grouping in their
+    last bit, and a resumed run would make its first update with another than the undisturbed run.
+    """
+    before = [buffer.clone() for buffer in parallel.buffers()]
+    for _ in range(2):
+        black = torch.zeros((2, input_size, input_size, 3), dtype=torch.uint8, device=device)
+        parallel(normalise(black)).sum().backward()
+    parallel.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, value in zip(parallel.buffers(), before, strict=True):
+            buffer.copy_(value)
 
 
 def train_step(state: TrainState, batches: Sequence[Batch], lr: float) -> Tensor:
@@ -181,10 +208,12 @@ def check_finite(loss: float, first: int, last: int, output: Path) -> None:
     Raises:
         RunError: with the interval, the newest checkpoint and what to try.
     """
-    if math.isfinite(loss):
-        return
+    if not math.isfinite(loss):
+        raise RunError(f"the loss is {loss} between steps {first} and {last}; {last_good(output)}")
+
+
+def last_good(output: Path) -> str:
+    """What a run that broke down can go on from, and what to try."""
     good = listed(output / "checkpoints")
     kept = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-    raise RunError(
-        f"the loss is {loss} between steps {first} and {last}; {kept}; try a lower optim.lr, optim.clip_norm or warm-up"
-    )
+    return f"{kept}; try a lower optim.lr, optim.clip_norm or warm-up"

@@ -10,7 +10,7 @@ from facetrain import checkpoint
 from facetrain.checkpoint_files import listed, newest_good, verify
 from facetrain.config import Config
 from facetrain.distributed import World
-from facetrain.errors import InputError
+from facetrain.errors import InputError, RunError
 from facetrain.train import TrainState, build_state
 
 CLASSES = 13
@@ -22,6 +22,10 @@ def _config(output, optim="sgd", **model):
     return Config.model_validate(
         {"output": output, "data": {"path": "unused"}, "model": sizes | model, "optim": {"name": optim}}
     )
+
+
+def _about(config):
+    return {"config": config.model_dump(mode="json"), "num_images": 100}
 
 
 def _trained_state(config, world, steps=2):
@@ -51,7 +55,7 @@ def _everything(state: TrainState) -> dict[str, torch.Tensor]:
 
 def _save(world, config):
     state = _trained_state(config, world)
-    path = state.save({"config": config.model_dump(mode="json")})
+    path = state.save(_about(config))
     return str(path), {k: v.clone() for k, v in state.classifier.sharded_state().items()}, _everything(state)
 
 
@@ -83,16 +87,16 @@ def run(tmp_path):
     """A run's folder with checkpoints of steps 2 and 3."""
     config = _config(tmp_path / "run")
     state = _trained_state(config, World())
-    state.save({"config": config.model_dump(mode="json")})
+    state.save(_about(config))
     state.step = 3
-    state.save({"config": config.model_dump(mode="json")})
+    state.save(_about(config))
     return config.output
 
 
 def test_only_the_newest_are_kept_and_nothing_else_lies_about(run):
     config = _config(run)
     state = _trained_state(config, World(), steps=4)
-    state.save({"config": {}})
+    state.save(_about(config))
     assert [path.name for path in (run / "checkpoints").iterdir() if path.name.startswith(".")] == []
     assert [path.name for path in listed(run / "checkpoints")] == ["step_00000003", "step_00000004"]
 
@@ -185,3 +189,30 @@ def test_the_manifest_says_what_it_is(run):
     assert manifest["ranks"] == 1
     assert manifest["num_classes"] == CLASSES
     assert set(manifest["files"]) == set(FILES)
+
+
+def test_sgd_without_momentum_has_no_state_and_resumes(tmp_path):
+    config = Config.model_validate(_config(tmp_path / "run").model_dump() | {"optim": {"momentum": 0}})
+    path = _trained_state(config, World()).save(_about(config))
+    assert not (path / "optimizer.safetensors").exists()
+    verify(path)
+    state = build_state(config, CLASSES, World())
+    state.load(path)
+    assert state.step == 2
+
+
+def test_a_state_that_is_not_finite_is_not_saved(run):
+    config = _config(run)
+    state = _trained_state(config, World(), steps=4)
+    next(state.backbone.parameters()).data[0] = torch.inf
+    with pytest.raises(RunError, match=r"not finite after step 4; the last good checkpoint is .*step_00000003"):
+        state.save(_about(config))
+    assert [path.name for path in listed(run / "checkpoints")] == ["step_00000002", "step_00000003"]
+
+
+def test_the_checkpoint_just_written_is_never_pruned(run):
+    """A newer one that is damaged, from before the run went back to an older one, must not push it out."""
+    config = Config.model_validate(_config(run).model_dump() | {"train": {"keep_checkpoints": 1}})
+    state = _trained_state(config, World(), steps=1)
+    path = state.save(_about(config))
+    assert listed(run / "checkpoints") == [path]

@@ -86,6 +86,8 @@ MISTAKES = [
     # appended to BASE, or given on the command line; what the one line says
     ("train:\n  epochz: 3", "r.yaml:5: train.epochz = 3: unknown key; did you mean train.epochs?"),
     ("train:\n  epochs: 3\n  epochs: 4", "r.yaml:6: train.epochs is given twice (first on line 5); keep one of them"),
+    ("optim:\n  betas: [0.5, 0.9]", "r.yaml:5: optim: betas has no effect without name: adamw; leave it out"),
+    ("schedule:\n  power: 3", "r.yaml:5: schedule: power has no effect without name: polynomial; leave it out"),
     ("lr: 0.1", "r.yaml:4: lr = 0.1: unknown key; did you mean optim.lr?"),
     ("zzz: 0.1", "r.yaml:4: zzz = 0.1: unknown key; valid here: output, seed, device, data, model,"),
     ("optim.lr: 3", "r.yaml:4: optim.lr = 3: unknown key; write lr on a line of its own, indented below optim"),
@@ -94,8 +96,8 @@ MISTAKES = [
     ("optim:\n  name: sdg", "r.yaml:5: optim.name = sdg: expected one of sgd, adamw; did you mean sgd?"),
     ("optim:\n", "r.yaml:4: optim = null: expected keys of its own below it: name, lr,"),
     ("optim: [1]", "r.yaml:4: optim = [1]: expected keys of its own below it: name, lr,"),
-    ("optim:\n  betas:\n  - 0.9", "r.yaml:5: optim.betas = [0.9]: expected a list of 2, each a number >= 0 and <= 1"),
-    ("optim:\n  betas:\n  - 0.9\n  - 2", "r.yaml:7: optim.betas[1] = 2: expected a number >= 0 and <= 1"),
+    ("optim:\n  betas:\n  - 0.9", "r.yaml:5: optim.betas = [0.9]: expected a list of 2, each a number >= 0 and < 1"),
+    ("optim:\n  betas:\n  - 0.9\n  - 2", "r.yaml:7: optim.betas[1] = 2: expected a number >= 0 and < 1"),
     ("train:\n  tf32: no", "r.yaml:5: train.tf32 = no: expected true or false"),
     ("train:\n  tf32: 1", "r.yaml:5: train.tf32 = 1: expected true or false"),
     ("train:\n  epochs: true", "r.yaml:5: train.epochs = true: expected a whole number >= 1"),
@@ -228,7 +230,12 @@ texts = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1).fi
         output=texts.map(Path),
         seed=st.integers(0, 2**63 - 1),
         data=st.builds(DataConfig, path=st.one_of(texts, st.floats(allow_nan=False).map(str)).map(Path)),
-        optim=st.builds(OptimConfig, lr=st.floats(1e-300, 1e300), betas=st.tuples(st.floats(0, 1), st.floats(0, 1))),
+        optim=st.builds(
+            OptimConfig,
+            name=st.just("adamw"),
+            lr=st.floats(1e-300, 1e300),
+            betas=st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
+        ),
         evaluate=st.builds(EvaluateConfig, sets=st.lists(texts.map(Path), max_size=2).map(tuple)),
     )
 )

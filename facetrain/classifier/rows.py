@@ -70,6 +70,7 @@ class RowOptimizer:
         values.mul_(1 - lr * self.config.weight_decay)
         state["exp_avg"].lerp_(grad, 1 - beta_1)
         state["exp_avg_sq"].mul_(beta_2).addcmul_(grad, grad, value=1 - beta_2)
-        mean = state["exp_avg"] / (1 - beta_1**updates)
-        scale = (state["exp_avg_sq"] / (1 - beta_2**updates)).sqrt_().add_(_EPS)
+        bias_1, bias_2 = ((1 - beta ** updates.double()).to(values.dtype) for beta in (beta_1, beta_2))
+        mean = state["exp_avg"] / bias_1
+        scale = (state["exp_avg_sq"] / bias_2).sqrt_().add_(_EPS)
         values.addcdiv_(mean, scale, value=-lr)

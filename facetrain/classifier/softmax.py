@@ -103,13 +103,13 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         # Per row: the sum of the other classes' exponentials, and the target's cosine.
         exchange = torch.zeros((len(embeddings), 2), dtype=torch.float64, device=embeddings.device)
         inverse_norms = 1 / torch.linalg.vector_norm(weights, dim=1).clamp_min(1e-12)  # (S,)
-        kept = []
+        kept: dict[int, Tensor] = {}  # first column of a chunk -> its exponentials
         for start in range(0, len(weights), spec.chunk):
             exps, rows, cosines = _exponentials(embeddings, weights, inverse_norms, targets, start, spec)
             exchange[:, 0] += exps.sum(dim=1)
             exchange[rows, 1] = cosines.double()
             if spec.keep_logits:
-                kept.append(exps)
+                kept[start] = exps
         spec.world.sum_(exchange)
         phi, slope = apply_margin(exchange[:, 1], spec.margin)  # (G,), (G,)
         others = exchange[:, 0]  # (G,), 0 where there is no other class
@@ -133,11 +133,10 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         d_weights = torch.empty_like(weights)
         for start in range(0, len(weights), spec.chunk):
             stop = min(start + spec.chunk, len(weights))
-            if spec.keep_logits:
-                exps = ctx.kept[start // spec.chunk]
-            else:
+            exps = ctx.kept.pop(start, None)  # freed as it is used; a second backward pass computes it again
+            if exps is None:
                 exps, _, _ = _exponentials(embeddings, weights, inverse_norms, ctx.targets, start, spec)
-            d_cosines = exps * other_factor  # (G, chunk)
+            d_cosines = exps.mul_(other_factor)  # (G, chunk)
             rows, columns = ctx.targets.within(start, stop)
             d_cosines[rows, columns] = target_grad[rows]
             inverse, chunk = inverse_norms[start:stop, None], weights[start:stop]
@@ -159,5 +158,5 @@ def _exponentials(
     cosines = torch.mm(embeddings, weights[start:stop].T).mul_(inverse_norms[start:stop])
     rows, columns = targets.within(start, stop)
     target_cosines = cosines[rows, columns]
-    cosines[rows, columns] = -torch.inf
+    cosines.index_put_((rows, columns), cosines.new_full((), -torch.inf))  # a Python number would wait for the device
     return cosines.mul_(spec.margin.scale).sub_(spec.shift).exp_(), rows, target_cosines

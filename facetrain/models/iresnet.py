@@ -7,6 +7,9 @@ that its state dicts load.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -101,8 +104,34 @@ class IResNet(nn.Module):
         for stage in range(1, self.stages + 1):
             for unit in getattr(self, f"layer{stage}"):
                 if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                    x = checkpoint(unit, x, use_reentrant=False)
+                    x = _recomputed(unit, x)
                 else:
                     x = unit(x)
         x = self.dropout(self.bn2(x).flatten(1))
-        return self.features(self.fc(x))
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 would leave the cosines 8 bits
+            return self.features(self.fc(x.to(self.fc.weight.dtype)))
+
+
+def _recomputed(unit: nn.Module, x: Tensor) -> Tensor:
+    """``unit(x)``, computed again in the backward pass; running statistics see each batch once."""
+
+    @contextlib.contextmanager
+    def on_copies_of_the_statistics() -> Iterator[None]:
+        held = [(part, name, value) for part in unit.modules() for name, value in part.named_buffers(recurse=False)]
+        for part, name, value in held:
+            setattr(part, name, value.clone())
+        try:
+            yield
+        finally:
+            for part, name, value in held:
+                setattr(part, name, value)
+
+    if torch.compiler.is_compiling():  # the compiler recomputes without these side effects
+        return checkpoint(unit, x, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(
+        unit,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=False,  # nothing in a unit is random
+        context_fn=lambda: (contextlib.nullcontext(), on_copies_of_the_statistics()),
+    )

@@ -33,18 +33,27 @@ def test_any_input_size(size):
     assert out.shape == (2, 8)
 
 
-def test_checkpointing_changes_no_gradient():
+def test_checkpointing_changes_no_gradient_and_no_statistics():
     images = torch.randn(4, 3, 32, 32)
-    grads = []
+    grads, states = [], []
     for recompute in (False, True):
         torch.manual_seed(0)
         model = ModelConfig(width=4, input_size=32, embedding_size=8, gradient_checkpointing=recompute)
         backbone = build_backbone(model)
         backbone(images).square().mean().backward()
         grads.append([p.grad for p in backbone.parameters() if p.grad is not None])
+        states.append(backbone.state_dict())
     assert len(grads[0]) > 50
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_embeddings_are_float32_under_bfloat16_autocast():
+    backbone = build_backbone(ModelConfig(width=4, input_size=16, embedding_size=8))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert backbone(torch.randn(2, 3, 16, 16)).dtype == torch.float32
 
 
 def test_normalise():
