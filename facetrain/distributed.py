@@ -46,7 +46,7 @@ class World:
             return rows
         largest = len(split(total, self.size, 0))
         gathered = rows.new_empty((self.size * largest, *rows.shape[1:]))
-        _all_gather(gathered, _padded(rows, largest))
+        all_gather(gathered, _padded(rows, largest))
         if total == self.size * largest:
             return gathered
         return torch.cat([gathered[r * largest :][: len(split(total, self.size, r))] for r in range(self.size)])
@@ -61,7 +61,7 @@ class World:
             parts = [split(total, self.size, r) for r in range(self.size)]
             rows = torch.cat([_padded(rows[part.start : part.stop], largest) for part in parts])
         received = rows.new_empty((largest, *rows.shape[1:]))
-        _reduce_scatter(received, rows.contiguous())
+        reduce_scatter(received, rows.contiguous())
         return received[: len(self.own(total))]
 
     def sum_(self, tensor: Tensor) -> Tensor:
@@ -131,12 +131,14 @@ class World:
             buffer.copy_(mean.view_as(buffer))
 
 
-def _all_gather(gathered: Tensor, rows: Tensor) -> None:
+def all_gather(gathered: Tensor, rows: Tensor) -> None:
+    """Every rank's ``rows`` one after the other into ``gathered``; equal numbers on every rank."""
     # torch 2.13 renamed both collectives and warns about the names that older releases have.
     getattr(dist, "all_gather_single", dist.all_gather_into_tensor)(gathered, rows)
 
 
-def _reduce_scatter(received: Tensor, rows: Tensor) -> None:
+def reduce_scatter(received: Tensor, rows: Tensor) -> None:
+    """This rank's piece of the sum of all ranks' ``rows`` into ``received``; pieces of equal length."""
     getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)(received, rows)
 
 

@@ -38,7 +38,7 @@ def main() -> None:
         return
     gpu = device.type == "cuda"
     if gpu and options.tf32:
-        torch.set_float32_matmul_precision("high")  # as train.tf32, the default, does
+        torch.set_float32_matmul_precision("high")  # as train.tf32 does
     sections = []
     for classes in options.classes + ([500_000] if options.large else []):
         # First the memory, while this process is small itself.
@@ -64,7 +64,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--batch", type=int, default=256)
     options.add_argument("--embedding", type=int, default=512)
     options.add_argument("--chunk", type=int, default=ClassifierConfig().chunk)
-    options.add_argument("--no-tf32", dest="tf32", action="store_false", help="float32 products on the GPU")
+    options.add_argument("--tf32", action="store_true", help="TensorFloat-32 products on the GPU")
     options.add_argument("--no-memory", dest="memory", action="store_false", help="times only")
     options.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     return options.parse_args()

@@ -44,8 +44,6 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     device = choose_device(options.device, 0)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # as train.tf32, the default, does
     sections = []
     for case in cases(options):
         sides = {BACKBONE: backbone_alone, "facetrain's train_step": whole_step, "textbook loop": textbook}
