@@ -163,19 +163,6 @@ def resumed_run(device: torch.device) -> str:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "facetrain"]
         sizes = "--people 40 --head 10 --size 48 --held-out 20 --held-out-images 6 --pairs 400"
-            "--people",
-            "40",
-            "--head",
-            "10",
-            "--size",
-            "48",
-            "--held-out",
-            "20",
-            "--held-out-images",
-            "6",
-            "--pairs",
-            "400",
-        ]
         _run([*command, "data", "demo", f"{folder}/data", *sizes.split()])
         train = [*command, "train", str(TOOLS.parent / "configs" / "demo.yaml"), f"output={folder}/run"]
         train += [f"data.path={folder}/data/train.rec", f"evaluate.sets=[{folder}/data/heldout.bin]"]
