@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
+from facetrain.processes import orderly_end
+
 app = typer.Typer(help="Make, check and cut data sets.", rich_markup_mode=None, no_args_is_help=True)
+
+
+@app.callback()
+def _orderly(context: typer.Context) -> None:
+    context.with_resource(orderly_end())
+
 
 Seed = Annotated[int, typer.Option(min=0, help="of everything drawn at random")]
 Workers = Annotated[int | None, typer.Option(min=1, help="processes; left out: one per core")]
@@ -37,7 +45,10 @@ def pack(
     force: Annotated[bool, typer.Option("--force", help="replace an earlier packed set")] = False,
     workers: Workers = None,
 ) -> None:
-    """Pack a folder of photos per person into a .rec, with held-out people and verification pairs."""
+    """Pack a folder of photos per person into a .rec, with held-out people and verification pairs.
+
+    Photos are turned as their orientation tag says; they may have up to 12,000 pixels a side and 100 Mpx.
+    """
     from facetrain.data.pack import pack
 
     report = pack(folder, out, size, held_out, pairs, seed, quality, fit.value, force, workers)
@@ -71,7 +82,9 @@ def check(
 
 @app.command(epilog="Example: facetrain data subset ms1m/train.rec data/h5k_t20k --head 5000 --tail 20000")
 def subset(
-    rec: Annotated[Path, typer.Argument(metavar="REC", help="the whole set: a .rec file or its folder")],
+    rec: Annotated[
+        Path, typer.Argument(metavar="REC", help="the whole set: a .rec file, its folder, or a folder per person")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the folder to write: train.rec, train.idx, property")],
     head: Annotated[int, typer.Option(min=0, help="H: the largest classes, kept whole")] = 5000,
     tail: Annotated[int, typer.Option(min=0, help="T: the next largest, cut down")] = 20000,
@@ -89,18 +102,20 @@ def subset(
     )
 
 
-@app.command(epilog="Example: facetrain data demo data/demo --people 1000 --head 100 --size 56")
+@app.command(epilog="Example: facetrain data demo data/demo")
 def demo(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the folder to write")],
-    people: Annotated[int, typer.Option(min=1, help="people of the training set")] = 1000,
-    head: Annotated[int, typer.Option(min=0, help="how many of them have many photos")] = 100,
-    size: Annotated[int, typer.Option(help="pixels a side")] = 112,
-    held_out: Annotated[int, typer.Option(min=0, help="people never trained on, for verification")] = 200,
+    people: Annotated[int, typer.Option(min=4, help="people of the training set")] = 800,
+    head: Annotated[int, typer.Option(min=2, help="how many of them have many photos")] = 160,
+    size: Annotated[int, typer.Option(min=24, max=256, help="pixels a side")] = 40,
+    held_out: Annotated[int, typer.Option(min=2, help="people never trained on, for verification")] = 200,
     held_out_images: Annotated[int, typer.Option(min=2, help="photos of each of those")] = 20,
     images_head: Annotated[int, typer.Option(min=1, help="photos of a head person")] = 60,
     images_tail: Annotated[int, typer.Option(min=1, help="photos of a tail person")] = 5,
     pairs: Annotated[int, typer.Option(min=1, help="verification pairs a set")] = 6000,
-    difficulty: Annotated[float, typer.Option(min=0, help="strength of pose, light, blur; 1 is the demo's")] = 1.0,
+    difficulty: Annotated[
+        float, typer.Option(min=0, max=10, help="strength of pose, light, blur; 1 is the demo's")
+    ] = 1.0,
     seed: Seed = 0,
     force: Annotated[bool, typer.Option("--force", help="replace an earlier set")] = False,
     workers: Workers = None,

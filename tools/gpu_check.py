@@ -70,12 +70,9 @@ def nccl_alone(device: torch.device) -> str:
     try:
         for dtype in (torch.float32, torch.float64, torch.int64):
             rows = torch.arange(6, device=device, dtype=dtype).reshape(3, 2)
-            for name, old in (
-                ("all_gather_single", "all_gather_into_tensor"),
-                ("reduce_scatter_single", "reduce_scatter_tensor"),
-            ):
+            for collective in (all_gather, reduce_scatter):
                 out = torch.zeros_like(rows)
-                getattr(dist, name if hasattr(dist, name) else old)(out, rows)
+                collective(out, rows)
                 assert torch.equal(out, rows)
             dist.all_reduce(rows)
         dist.barrier(device_ids=[device.index or 0])

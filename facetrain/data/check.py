@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrain.data.dataset import Images, class_counts, open_images
-from facetrain.data.images import decode
+from facetrain.atomic import replacing
+from facetrain.data.dataset import Images, PhotoFiles, class_counts, open_images
+from facetrain.data.encoded import Encoded
+from facetrain.data.images import decode, decode_upright
 from facetrain.data.progress import default_workers, ordered_map, progress
-from facetrain.data.recordio import scan
+from facetrain.data.record_format import EXACT, Buffer, RecordError, parse_image, read_record
+from facetrain.data.record_index import index_path, map_file, read_index_text
+from facetrain.data.recordio import RecordFile, read_property, scan
 from facetrain.errors import InputError
 
 TAIL_IMAGES = 5
+SHOWN = 10
 _CHUNK = 256
 
 
@@ -26,16 +33,17 @@ class CheckReport:
 
     Attributes:
         path: the data that were checked.
-        images: N, the damaged ones too.
-        people: C.
+        images: N, those that do not decode too; of a .rec that training would refuse, those of its readable records.
+        people: C; of a .rec that training would refuse, as its ``property`` says, else the largest label + 1.
         empty: classes without an image.
         smallest, median, largest: images per person.
         head, tail: people with more than, and with 1 to, five images.
         sizes: "WIDTH x HEIGHT" -> images, most frequent first.
         damaged: images that do not decode.
         out_of_range: labels outside 0..C-1.
-        broken: places of a .rec whose framing is wrong: bytes that belong to no record, records that overlap.
-        problems: one line for each of the first ten problems, with record number and byte, or path.
+        broken: other places of a .rec that are wrong: unreadable records, bytes that belong to none, overlaps, and
+            whatever else training would refuse.
+        problems: one line for each of the first ten problems in the order of the file, with record and byte, or path.
         plot: the written PNG.
     """
 
@@ -60,7 +68,7 @@ class CheckReport:
         if self.problems:
             raise InputError(
                 f"{self.path} has {self.damaged} damaged images, {self.out_of_range} labels out of range and "
-                f"{self.broken} badly framed records; the first: {self.problems[0]}"
+                f"{self.broken} damaged records; the first: {self.problems[0]}"
             )
 
 
@@ -76,21 +84,15 @@ def check(path: Path, output: Path | None = None, workers: int | None = None) ->
         The report; damaged images are in it and raise nothing here, see :meth:`CheckReport.raise_if_damaged`.
 
     Raises:
-        InputError: ``path`` cannot be opened at all.
+        InputError: there is no such data set, its .idx cannot be read, or ``output`` is no .png.
     """
-    broken = _scan(Path(path))
-    try:
-        images = open_images(path)
-    except InputError as error:
-        if not broken:
-            raise
-        raise InputError(f"{error} ({len(broken)} damaged records in all)") from None
+    if output is not None and output.suffix.lower() != ".png":
+        raise InputError(f"{output}: the plot is a PNG; choose a name that ends in .png")
+    broken, damaged, wrong = _Problems(), _Problems(), _Problems()
+    images = _open(Path(path), broken, wrong)
+    sizes = _decode_all(images, workers or default_workers(len(images)), damaged)
     labels = np.asarray(images.labels)
-    wrong = np.flatnonzero((labels < 0) | (labels >= images.num_classes))
-    expected = f"is outside 0..{images.num_classes - 1}"
-    problems = [(int(i), f"{images.where(int(i))}: label {labels[i]} {expected}") for i in wrong[:10]]
-    sizes, damaged, undecodable = _decode_all(images, workers or default_workers(len(images)))
-    counts = class_counts(np.delete(labels, wrong), images.num_classes)
+    counts = class_counts(labels[(labels >= 0) & (labels < images.num_classes)], images.num_classes)
     present = counts[counts > 0]
     plot = None if output is None else plot_classes(counts, output)
     return CheckReport(
@@ -104,44 +106,111 @@ def check(path: Path, output: Path | None = None, workers: int | None = None) ->
         head=int((counts > TAIL_IMAGES).sum()),
         tail=int(((counts > 0) & (counts <= TAIL_IMAGES)).sum()),
         sizes=dict(sizes.most_common()),
-        damaged=damaged,
-        out_of_range=len(wrong),
-        broken=len(broken),
-        problems=(*broken, *(message for _, message in sorted(problems + undecodable)))[:10],
+        damaged=damaged.count,
+        out_of_range=wrong.count,
+        broken=broken.count,
+        problems=tuple(message for _, message in sorted(broken.first + damaged.first + wrong.first))[:SHOWN],
         plot=plot,
     )
 
 
-def _scan(path: Path) -> list[str]:
-    """Badly framed places of a .rec, one line each; none for a folder of people."""
-    path = path / "train.rec" if path.is_dir() else path
-    if path.suffix != ".rec" or not path.is_file():
-        return []
-    found: list[str] = []
+class _Problems:
+    """How many there are, and the first of them as (place, message); places are bytes of a .rec or image numbers."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[tuple[int, str]] = []
+
+    def add(self, place: int, message: str) -> None:
+        self.count += 1
+        insort(self.first, (place, message))
+        del self.first[SHOWN:]
+
+
+class _ReadableRecords(Encoded):
+    """The images of a .rec that does not open, as :class:`Images`: what is in the .idx, can be read and holds an image.
+
+    Labels that are no class are -1.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        numbers, offsets = read_index_text(index_path(path))
+        self._file = memoryview(map_file(path))
+        values = np.full(len(offsets), np.nan)
+        keep = np.zeros(len(offsets), np.bool_)
+        for row, offset in enumerate(offsets):
+            try:
+                record = parse_image(read_record(self._file, int(offset))[0], int(offset))
+            except RecordError:
+                continue
+            values[row] = record.labels[0]
+            keep[row] = len(record.payload) or not record.flag  # without an image: record 0, identities
+        self.values, self.numbers, self.offsets = values[keep], numbers[keep], offsets[keep]
+        right = (self.values >= 0) & (self.values <= EXACT) & (self.values == np.floor(self.values))
+        self.labels: NDArray[np.int64] = np.where(right, self.values, -1).astype(np.int64)
+        self.num_classes = int(self.labels.max(initial=-1)) + 1
+        with suppress(InputError):
+            if found := read_property(path.with_name("property")):
+                self.num_classes = found[0]
+
+    def __reduce__(self) -> tuple[type[_ReadableRecords], tuple[Path]]:
+        return _ReadableRecords, (self.path,)  # a map cannot be sent to another process
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def encoded(self, i: int) -> Buffer:
+        offset = int(self.offsets[i])
+        return parse_image(read_record(self._file, offset)[0], offset).payload
+
+    def where(self, i: int) -> str:
+        return f"{self.path.name} record {self.numbers[i]} at byte {self.offsets[i]}"
+
+
+def _open(path: Path, broken: _Problems, wrong: _Problems) -> Images:
+    """The images, whatever can be read of them; what keeps a .rec from being opened goes into the problems."""
+    rec = path / "train.rec" if path.is_dir() else path
+    if rec.suffix != ".rec" or not rec.is_file():
+        return open_images(path)
     with progress("scanning", None, "records") as advance:
-        for number, record in enumerate(scan(path), start=1):
+        for number, record in enumerate(scan(rec), start=1):
             if record.problem is not None:
-                found.append(f"{path.name} record {record.number} at byte {record.byte}: {record.problem}")
+                broken.add(record.byte, f"{rec.name} record {record.number} at byte {record.byte}: {record.problem}")
             if number % 1000 == 0:
                 advance(1000)
-    return found
+    try:
+        return open_images(path)
+    except InputError as error:
+        readable = _ReadableRecords(rec)
+        for i in np.flatnonzero((readable.labels < 0) | (readable.labels >= readable.num_classes)).tolist():
+            expected = f"expected a class 0..{readable.num_classes - 1}"
+            wrong.add(int(readable.offsets[i]), f"{readable.where(i)}: label {readable.values[i]:.9g}; {expected}")
+        if not broken.count + wrong.count:  # something else: the property file, or what record 0 says
+            broken.add(0, str(error))
+        return readable
 
 
-def _decode_all(images: Images, workers: int) -> tuple[Counter[str], int, list[tuple[int, str]]]:
-    """(sizes, number of damaged images, the first ten of them as (image number, message))."""
+def _decode_all(images: Images, workers: int, damaged: _Problems) -> Counter[str]:
+    """How many images have each size; those that do not decode go into the problems."""
     sizes: Counter[str] = Counter()
-    damaged = 0
-    first: list[tuple[int, str]] = []
     starts = range(0, len(images), _CHUNK)
     with progress("checking", len(images)) as advance:
         for start, (found, bad) in zip(
             starts, ordered_map(_decode_chunk, starts, workers, _set_images, (images,)), strict=True
         ):
             sizes.update(found)
-            damaged += len(bad)
-            first += bad[: max(0, 10 - len(first))]
+            for i, message in bad:
+                damaged.add(_place(images, i), message)
             advance(min(_CHUNK, len(images) - start))
-    return sizes, damaged, first
+    return sizes
+
+
+def _place(images: Images, i: int) -> int:
+    """What image i is ordered by: its byte of a .rec, else its number."""
+    if isinstance(images, _ReadableRecords):
+        return int(images.offsets[i])
+    return images.byte_offset(i) if isinstance(images, RecordFile) else i
 
 
 _images: Images | None = None
@@ -156,6 +225,7 @@ def _decode_chunk(start: int) -> tuple[Counter[str], list[tuple[int, str]]]:
     assert _images is not None
     sizes: Counter[str] = Counter()
     bad: list[tuple[int, str]] = []
+    to_pixels = decode_upright if isinstance(_images, PhotoFiles) else decode
     for i in range(start, min(start + _CHUNK, len(_images))):
         try:
             encoded = _images.encoded(i)
@@ -163,7 +233,7 @@ def _decode_chunk(start: int) -> tuple[Counter[str], list[tuple[int, str]]]:
             bad.append((i, str(error)))
             continue
         try:
-            height, width = decode(encoded).shape[:2]
+            height, width = to_pixels(encoded).shape[:2]
             sizes[f"{width} x {height}"] += 1
         except InputError as error:
             bad.append((i, f"{_images.where(i)}: {error}"))
@@ -183,7 +253,7 @@ def plot_classes(counts: NDArray[np.int64], output: Path) -> Path:
     curve.plot(np.arange(1, ranked.size + 1), ranked, drawstyle="steps-mid")
     curve.set(xlabel="people, most images first", ylabel="images")
     curve.set_title(f"{counts.sum():,} images, {counts.size:,} people")
-    curve.set_xlim(0.5, ranked.size + 0.5)
+    curve.set_xlim(0.5, max(ranked.size, 1) + 0.5)
     largest = int(counts.max(initial=1))
     if largest > 50:
         curve.set_yscale("symlog", linthresh=1)
@@ -197,7 +267,8 @@ def plot_classes(counts: NDArray[np.int64], output: Path) -> Path:
         axes.grid(alpha=0.3)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, format="png", dpi=110)
+        with replacing(output) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
     except OSError as error:
         raise InputError(f"{output} cannot be written: {error.strerror}; choose another place for the plot") from None
     return output

@@ -1,25 +1,28 @@
-"""Images with labels, wherever they lie: one protocol, opened from a .rec file or from a folder per person."""
+"""Images with labels, wherever they lie: a .rec file, a folder per person, or a text file with paths."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from facetrain.data.foreign_readers import MxnetImages
-from facetrain.data.images import Buffer, decode, resize
+from facetrain.data.encoded import Encoded
+from facetrain.data.foreign_readers import MxnetImages, import_dali
+from facetrain.data.images import Buffer, decode_upright, to_square
 from facetrain.data.recordio import RecordFile
 from facetrain.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".webp", ".bmp")
+_LABEL = re.compile("-?[0-9]{1,18}")
 
 
-class Images(Protocol):
-    """Encoded images 0..N-1 with their classes. Picklable, so that worker processes can have it."""
+class Images(Encoded, Protocol):
+    """Encoded images with their classes. Picklable, so that worker processes can have it."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -29,69 +32,96 @@ class Images(Protocol):
     def num_classes(self) -> int:
         """C; classes are 0..C-1."""
 
-    def __len__(self) -> int:
-        """N."""
 
-    def encoded(self, i: int) -> Buffer:
-        """The encoded bytes of image i, without a copy where the storage allows it."""
-
-    def where(self, i: int) -> str:
-        """Where image i lies, for messages: ``train.rec record 17 at byte 8123`` or a path."""
-
-
-class RecordImages:
+class RecordImages(RecordFile, Encoded):
     """A .rec file as :class:`Images`."""
 
-    def __init__(self, path: Path) -> None:
-        """Open ``path`` with its .idx; InputError where they are missing or damaged."""
-        self.path = path
-        self.file = RecordFile(path)
-        self.labels = self.file.labels
-        self.num_classes = self.file.num_classes
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return self.file.num_images
-
     def encoded(self, i: int) -> Buffer:
-        """Encoded bytes of image i."""
-        return self.file.image_bytes(i)
-
-    def where(self, i: int) -> str:
-        """File, record number and byte of image i."""
-        return f"{self.path.name} record {self.file.record_number(i)} at byte {self.file.byte_offset(i)}"
+        """The encoded bytes of image i."""
+        return self.image_bytes(i)
 
 
-class FolderImages:
-    """A folder with one folder per person as :class:`Images`; classes are the sorted folder names."""
+class PhotoFiles(Encoded):
+    """Files with one photo each as :class:`Images`.
 
-    def __init__(self, root: Path) -> None:
-        """List ``root``; InputError where it holds no person with an image."""
-        self.root = root
-        people = list_people(root)
-        self.names: tuple[str, ...] = tuple(people)
-        self._files = [f"{name}/{file}" for name, files in people.items() for file in files]
-        self.labels = np.repeat(np.arange(len(people), dtype=np.int64), [len(files) for files in people.values()])
-        self.num_classes = len(people)
+    They become pixels as ``facetrain data pack`` makes them by default, so that a photo is the same packed or not:
+    turned as the camera's orientation tag says, the central square cut out, resized. A square upright crop stays what
+    it is.
+    """
+
+    def __init__(self, root: Path, files: Sequence[str], labels: ArrayLike) -> None:
+        """Name the files; none is opened yet.
+
+        Args:
+            root: the folder that relative paths start at.
+            files: N paths. Text, as millions of ``Path`` objects would take several times the memory.
+            labels: (N,) whole numbers, the classes; -1 where there is none.
+        """
+        self.root, self._files = root, files
+        self.labels = np.asarray(labels, np.int64)
+        self.num_classes = int(self.labels.max(initial=-1)) + 1
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self._files)
 
-    def path(self, i: int) -> Path:
-        """The file of image i."""
-        return self.root / self._files[i]
-
     def encoded(self, i: int) -> Buffer:
-        """Encoded bytes of image i."""
+        """The bytes of file i."""
         try:
-            return self.path(i).read_bytes()
+            return (self.root / self._files[i]).read_bytes()
         except OSError as error:
             raise InputError(f"{self.where(i)} cannot be read: {error.strerror}") from None
 
     def where(self, i: int) -> str:
         """Path of image i."""
-        return str(self.path(i))
+        return str(self.root / self._files[i])
+
+    def to_pixels(self, encoded: Buffer, out: NDArray[np.uint8]) -> None:
+        """Decode a photo upright and cut its central square out."""
+        np.copyto(out, to_square(decode_upright(encoded), len(out), "crop"))
+
+
+def folder_images(root: Path) -> PhotoFiles:
+    """A folder with one folder per person; classes are the sorted folder names.
+
+    Raises:
+        InputError: ``root`` holds no person with an image.
+    """
+    people = list_people(root)
+    files = [f"{name}/{file}" for name, photos in people.items() for file in photos]
+    return PhotoFiles(root, files, np.repeat(np.arange(len(people)), [len(photos) for photos in people.values()]))
+
+
+def listed_images(path: Path) -> PhotoFiles:
+    """A text file with one image a line, ``path`` or ``path label``; relative paths start at the file's folder.
+
+    A label is a whole number of up to 18 digits behind the last blank; all lines have one, or none has and the labels
+    are -1. The text is UTF-8, with or without a byte order mark.
+
+    Raises:
+        InputError: the list is unreadable, empty, or has labels on some lines only.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"image list {path} cannot be read: {reason}; expected one image path a line") from None
+    files: list[str] = []
+    labels: list[int | None] = []
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line:
+            continue
+        if "\0" in line:
+            raise InputError(f"{path}:{number}: a NUL character; expected an image path, so write the list as text")
+        *front, last = line.rsplit(maxsplit=1)
+        label = int(last) if front and _LABEL.fullmatch(last) else None
+        files.append(line if label is None else front[0])
+        labels.append(label)
+        if (label is None) != (labels[0] is None):
+            raise InputError(f"{path}:{number}: label a line or none; the first line has {labels[0]}, this {label}")
+    if not files:
+        raise InputError(f"image list {path} is empty; expected one image path a line")
+    return PhotoFiles(path.parent, files, [-1 if label is None else label for label in labels])
 
 
 def list_people(root: Path) -> dict[str, list[str]]:
@@ -143,14 +173,16 @@ def open_images(path: Path, reader: str = "native") -> Images:
             raise InputError(
                 f"data.reader {reader} reads .rec files only and {path} is a folder: set data.reader to native"
             )
-        return FolderImages(path)
+        return folder_images(path)
     if path.suffix != ".rec":
         raise InputError(f"{path} is not a .rec file; expected a .rec file or a folder with one folder per person")
     if reader == "mxnet":
         return MxnetImages(path)
     if reader not in ("native", "dali"):
         raise InputError(f"data.reader {reader} is unknown; expected native, mxnet or dali")
-    return RecordImages(path)  # DALI decodes what our reader finds, see facetrain.data.loader
+    if reader == "dali":  # it decodes what our reader finds, see facetrain.data.loader
+        import_dali()
+    return RecordImages(path)
 
 
 def decode_batch(images: Images, indices: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
@@ -159,22 +191,13 @@ def decode_batch(images: Images, indices: NDArray[np.int64], out: NDArray[np.uin
     Args:
         images: the data.
         indices: (n,) image numbers.
-        out: (n, size, size, 3) uint8, C-contiguous; images of another size are resized.
+        out: (n, size, size, 3) uint8, C-contiguous; images of another size become it as ``images`` says.
 
     Raises:
         InputError: an image cannot be decoded; the message begins with where it lies.
     """
-    size = out.shape[1]
-    if isinstance(images, MxnetImages):
-        for row, i in zip(out, indices.tolist(), strict=True):
-            np.copyto(row, resize(images.decode_image(i), size))
-        return
     for row, i in zip(out, indices.tolist(), strict=True):
-        encoded = images.encoded(i)
-        try:
-            decode(encoded, size, out=row)
-        except InputError as error:
-            raise InputError(f"{images.where(i)}: {error}") from None
+        images.decode(i, row)
 
 
 def class_counts(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:

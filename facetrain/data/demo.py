@@ -11,18 +11,22 @@ from numpy.typing import NDArray
 
 from facetrain import keyed
 from facetrain.data.images import encode_jpeg
-from facetrain.data.pairs_file import FOLDS, draw_pairs, write_bin
+from facetrain.data.outfolder import HELD_OUT, TRAIN, check_room, clear_sidecars
+from facetrain.data.pairs_file import draw_pairs, write_bin
 from facetrain.data.progress import default_workers, ordered_map, progress
 from facetrain.data.record_writer import RecordWriter
-from facetrain.data.synthetic import LARGEST, SMALLEST, render
+from facetrain.data.synthetic import render
 from facetrain.errors import InputError
 
 UNSEEN = 1_000_000
 """Photos of trained people for the pair sets are numbered from here; training photos from 0."""
 
+QUALITY = 90
+"""Of the JPEGs."""
+
 _Job = tuple[int, tuple[int, ...]]  # a person and the numbers of the photos wanted
 _Photo = tuple[int, int]  # a person and the number of a photo
-_settings: tuple[int, int, float, int] = (0, 0, 0.0, 0)
+_settings: tuple[int, int, float] = (0, 0, 0.0)
 
 
 class Demo(NamedTuple):
@@ -31,7 +35,7 @@ class Demo(NamedTuple):
     train: Path
     """``train.rec``, with its .idx and ``property`` beside it."""
     held_out: Path
-    """``heldout/heldout.rec``: the people of ``heldout.bin``, for open-set evaluation."""
+    """``heldout/train.rec``: the people of ``heldout.bin``, for open-set evaluation."""
     pair_sets: tuple[Path, Path, Path]
     """``heldout.bin``, ``head.bin``, ``tail.bin``."""
     people: int
@@ -51,7 +55,6 @@ def write_demo(
     images_head: int = 60,
     images_tail: int = 5,
     pairs: int = 6000,
-    quality: int = 90,
     difficulty: float = 1.0,
     workers: int | None = None,
     overwrite: bool = False,
@@ -60,7 +63,7 @@ def write_demo(
 
     ``train.rec`` holds people 0..people-1, the class being the person's number: the first ``head`` with ``images_head``
     photos, the others with ``images_tail``. ``heldout.bin`` pairs photos of ``held_out`` further people, who are also
-    in ``heldout/heldout.rec``; ``head.bin`` and ``tail.bin`` pair photos of trained people that are not trained on.
+    in ``heldout/train.rec``; ``head.bin`` and ``tail.bin`` pair photos of trained people that are not trained on.
 
     Args:
         out: folder, made where it is missing.
@@ -73,7 +76,6 @@ def write_demo(
         images_head: training photos of a head person.
         images_tail: training photos of a tail person.
         pairs: pairs a set, a multiple of 20; half of them show one person. Small populations give fewer.
-        quality: JPEG quality, 1..100.
         difficulty: see :func:`facetrain.data.synthetic.render`.
         workers: rendering processes; None takes the cores there are.
         overwrite: whether an older set in ``out`` may be replaced.
@@ -81,20 +83,24 @@ def write_demo(
     Raises:
         InputError: numbers that give no such set, or files that are there already or cannot be written.
     """
-    _check(size, quality, difficulty, people, head, images_head, images_tail, held_out, held_out_images, pairs)
+    if not 2 <= head <= people - 2:
+        raise InputError(f"head = {head} of people = {people}: at least 2 head and 2 tail people are needed")
+    if held_out < 2:
+        raise InputError(f"held_out = {held_out} must be 2 or more; raise it")
+    if not 1 <= min(images_head, images_tail) <= max(images_head, images_tail) <= UNSEEN:
+        raise InputError(f"images_head = {images_head} and images_tail = {images_tail} must be in 1..{UNSEEN}")
+    render(seed, 0, 0, size, difficulty)  # refuses a size or difficulty before anything is written
+    check_room(out, overwrite)
     demo = Demo(
-        train=out / "train.rec",
-        held_out=out / "heldout" / "heldout.rec",
-        pair_sets=(out / "heldout.bin", out / "head.bin", out / "tail.bin"),
+        train=out / TRAIN,
+        held_out=out / HELD_OUT / TRAIN,
+        pair_sets=(out / f"{HELD_OUT}.bin", out / "head.bin", out / "tail.bin"),
         people=people,
         images=head * images_head + (people - head) * images_tail,
     )
-    files = (demo.train, out / "property", demo.held_out, *demo.pair_sets)
-    if not overwrite and (taken := [path for path in files if path.exists()]):
-        raise InputError(f"{taken[0]} is there already; remove it or choose another folder")
     train = [(person, tuple(range(images_head if person < head else images_tail))) for person in range(people)]
     test = [(person, tuple(range(held_out_images))) for person in range(people, people + held_out)]
-    _write(demo, train, test, [range(head), range(head, people)], pairs, (seed, size, difficulty, quality), workers)
+    _write(demo, train, test, [range(head), range(head, people)], pairs, (seed, size, difficulty), workers)
     return demo
 
 
@@ -104,7 +110,7 @@ def _write(
     test: Sequence[_Job],
     groups: Sequence[range],
     pairs: int,
-    settings: tuple[int, int, float, int],
+    settings: tuple[int, int, float],
     workers: int | None,
 ) -> None:
     """Renders and writes; ``groups`` are the people of the second and third pair set."""
@@ -121,51 +127,23 @@ def _write(
                 advance(len(images))
                 yield from (((person, photo), image) for photo, image in zip(photos, images, strict=True))
 
-        with RecordWriter(demo.train, settings[1], overwrite=True) as writer:
+        needed = set(drawn[0][0])
+        shown: dict[_Photo, bytes] = {}
+        with (
+            RecordWriter(demo.train, settings[1], overwrite=True) as writer,
+            RecordWriter(demo.held_out, settings[1], overwrite=True) as held_out,
+        ):
             for (person, _), image in rendered(train):
                 writer.write(person, image)
-        shown: dict[_Photo, bytes] = {}
-        with RecordWriter(demo.held_out, settings[1], overwrite=True) as writer:
             for photo, image in rendered(test):
-                writer.write(photo[0] - test[0][0], image)
-                shown[photo] = image
+                held_out.write(photo[0] - test[0][0], image)
+                if photo in needed:
+                    shown[photo] = image
+            clear_sidecars(demo.train.parent)
         for number, (path, (photos, same)) in enumerate(zip(demo.pair_sets, drawn, strict=True)):
             if number:
                 shown = dict(rendered(unseen[number - 1]))
             write_bin(path, [shown[photo] for photo in photos], same)
-
-
-def _check(
-    size: int,
-    quality: int,
-    difficulty: float,
-    people: int,
-    head: int,
-    images_head: int,
-    images_tail: int,
-    held_out: int,
-    held_out_images: int,
-    pairs: int,
-) -> None:
-    if not SMALLEST <= size <= LARGEST:
-        raise InputError(f"size = {size} pixels is not in {SMALLEST}..{LARGEST}; choose a size in that range")
-    if not 1 <= quality <= 100:
-        raise InputError(f"quality = {quality} is not in 1..100; 90 is usual")
-    if not 0 <= difficulty <= 10:
-        raise InputError(f"difficulty = {difficulty:g} is not in 0..10; 1 is usual")
-    if not 2 <= head <= people - 2:
-        raise InputError(f"head = {head} of people = {people}: at least 2 head and 2 tail people are needed")
-    for name, value, least in (
-        ("images_head", images_head, 1),
-        ("images_tail", images_tail, 1),
-        ("held_out", held_out, 2),
-        ("held_out_images", held_out_images, 2),
-        ("pairs", pairs, 2 * FOLDS),
-    ):
-        if value < least:
-            raise InputError(f"{name} = {value} must be {least} or more; raise it")
-    if max(images_head, images_tail) > UNSEEN:
-        raise InputError(f"a person can have at most {UNSEEN} training photos; lower images_head or images_tail")
 
 
 def _unseen_photos(people: Sequence[int], pairs: int) -> list[_Job]:
@@ -191,13 +169,12 @@ def _by_person(photos: Sequence[_Photo]) -> list[_Job]:
     return [(person, tuple(numbers)) for person, numbers in found.items()]
 
 
-def _set_up(*settings: int | float) -> None:
+def _set_up(seed: int, size: int, difficulty: float) -> None:
     global _settings
-    seed, size, difficulty, quality = settings
-    _settings = (int(seed), int(size), float(difficulty), int(quality))
+    _settings = (seed, size, difficulty)
 
 
 def _render(job: _Job) -> list[bytes]:
-    seed, size, difficulty, quality = _settings
+    seed, size, difficulty = _settings
     person, photos = job
-    return [encode_jpeg(render(seed, person, photo, size, difficulty), quality) for photo in photos]
+    return [encode_jpeg(render(seed, person, photo, size, difficulty), QUALITY) for photo in photos]

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrain.data.encoded import Encoded
+from facetrain.data.images import resize
 from facetrain.data.record_format import Buffer
 from facetrain.data.recordio import RecordFile
 from facetrain.errors import InputError
@@ -46,7 +48,7 @@ def import_mxnet() -> Any:
     return mxnet
 
 
-class MxnetImages:
+class MxnetImages(Encoded):
     """The images of a .rec as mxnet reads and decodes them, numbered as :class:`RecordFile` does. Picklable.
 
     Which record is which image, and its label, come from our index: mxnet has no notion of insightface's record 0.
@@ -105,6 +107,25 @@ class MxnetImages:
         except Exception as error:
             raise InputError(f"{self.where(i)}: mxnet cannot decode it ({_first_line(error)})") from None
 
+    def decode(self, i: int, out: NDArray[np.uint8]) -> None:
+        """Image ``i`` as mxnet decodes it, stretched to (S, S, 3) where it has another shape."""
+        np.copyto(out, resize(self.decode_image(i), len(out)))
+
+
+def import_dali() -> Any:
+    """The DALI module.
+
+    Raises:
+        InputError: DALI is not installed.
+    """
+    try:
+        from nvidia import dali
+    except ImportError as error:
+        raise InputError(
+            f"data.reader dali: {error}; run 'pip install nvidia-dali-cuda120' or set data.reader to native"
+        ) from None
+    return dali
+
 
 class DaliDecoder:
     """Decodes batches of images through DALI, resized to a square where they have another size.
@@ -123,13 +144,7 @@ class DaliDecoder:
         Raises:
             InputError: DALI is not installed.
         """
-        try:
-            from nvidia import dali
-        except ImportError as error:
-            raise InputError(
-                f"data.reader dali: {error}; run 'pip install nvidia-dali-cuda120' or set data.reader to native"
-            ) from None
-        self._dali = dali
+        self._dali = import_dali()
         self._size, self._device_id, self._threads = size, device_id, threads
         self._capacity = 0
         self._pipeline: Any = None

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import struct
-from typing import TypeAlias
+import zlib
+from typing import Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -16,10 +17,14 @@ from numpy.typing import NDArray
 
 from facetrain.errors import InputError
 
+Fit: TypeAlias = Literal["crop", "stretch", "pad"]
 Buffer: TypeAlias = bytes | memoryview
 
 MAX_SIDE = 4096
-MAX_PIXELS = 25_000_000
+"""Pixels a side of an image to train or evaluate on."""
+MAX_PHOTO_SIDE, MAX_PHOTO_PIXELS = 12_000, 100_000_000
+"""Of a camera's photo, which is packed smaller."""
+_PNG = b"\x89PNG\r\n\x1a\n"
 _HEADER_BYTES = 512
 _EXIF_BYTES = 4096
 
@@ -36,18 +41,19 @@ def decode(buffer: Buffer, size: int | None = None, out: NDArray[np.uint8] | Non
         (H, W, 3) RGB uint8; ``out`` itself where it was given.
 
     Raises:
-        InputError: not an image of a known kind, damaged, cut short, or larger than 4096 a side or 25 Mpx. The message
-            does not say where the image came from: the caller knows.
+        InputError: not an image of a known kind, damaged, cut short, or larger than 4096 a side. The message does not
+            say where the image came from: the caller knows.
     """
     assert out is None or (size is not None and out.shape == (size, size, 3) and out.flags.c_contiguous)
     height, width = image_size(buffer)
-    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS or min(height, width) < 1:
+    if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
         raise InputError(
-            f"the image is {width} x {height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS // 10**6} Mpx are "
-            "read: shrink it first"
+            f"the image is {width} x {height} pixels; at most {MAX_SIDE} a side are read: shrink it first, as "
+            "facetrain data pack does"
         )
     if not _is_jpeg(buffer):
-        image = _decode_other(buffer)
+        # Cameras' orientation tags are left alone here, as in JPEG: training images are crops that stand upright.
+        image = _decode_opencv(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     elif out is not None and (height, width) == out.shape[:2]:
         # The usual case, a crop of the network's size, goes straight into the batch.
         _decode_jpeg(buffer, out)
@@ -63,15 +69,27 @@ def decode(buffer: Buffer, size: int | None = None, out: NDArray[np.uint8] | Non
 
 
 def decode_upright(buffer: Buffer) -> NDArray[np.uint8]:
-    """Decode a photo at its own size, turned as its camera's orientation tag says; else as :func:`decode`.
+    """Decode a photo at its own size, turned as its camera's orientation tag (Exif in JPEG, PNG, WebP) says.
 
-    Only JPEGs are turned. Cut and aligned training images need none of this: their tags, if any, are left alone.
+    Cut and aligned training images need none of this: :func:`decode` leaves their tags, if any, alone.
+
+    Returns:
+        (H, W, 3) RGB uint8.
+
+    Raises:
+        InputError: as :func:`decode`, but photos may have 12,000 pixels a side and 100 Mpx.
     """
-    image = decode(buffer)
-    if not _is_jpeg(buffer) or b"Exif\0\0" not in bytes(memoryview(buffer)[:_EXIF_BYTES]):
-        return image
-    turned = cv2.imdecode(np.frombuffer(buffer, np.uint8), cv2.IMREAD_COLOR)
-    return image if turned is None else np.asarray(cv2.cvtColor(turned, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    height, width = image_size(buffer)
+    if min(height, width) < 1 or max(height, width) > MAX_PHOTO_SIDE or height * width > MAX_PHOTO_PIXELS:
+        raise InputError(
+            f"the photo is {width} x {height} pixels; at most {MAX_PHOTO_SIDE} a side and {MAX_PHOTO_PIXELS // 10**6} "
+            "Mpx are read: shrink it first"
+        )
+    if _is_jpeg(buffer):
+        image = _decode_jpeg(buffer, None)  # OpenCV would take a damaged one
+        if b"Exif\0\0" not in bytes(memoryview(buffer)[:_EXIF_BYTES]):
+            return image
+    return _decode_opencv(buffer, cv2.IMREAD_COLOR)
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -130,16 +148,35 @@ def _decode_jpeg(buffer: Buffer, out: NDArray[np.uint8] | None) -> NDArray[np.ui
         raise InputError(f"the JPEG is damaged: {_one_line(error)}") from None
 
 
-def _decode_other(buffer: Buffer) -> NDArray[np.uint8]:
+def _decode_opencv(buffer: Buffer, flags: int) -> NDArray[np.uint8]:
     _silence_opencv()
+    _check_png(buffer)
     try:
-        # Cameras' orientation tags are left alone here, as in JPEG: training images are crops that stand upright.
-        bgr = cv2.imdecode(np.frombuffer(buffer, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        bgr = cv2.imdecode(np.frombuffer(buffer, np.uint8), flags)
     except cv2.error as error:
         raise InputError(f"the image is damaged: {_one_line(error)}") from None
     if bgr is None:
         raise InputError("the image is damaged or cut short")
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def _check_png(buffer: Buffer) -> None:
+    """Refuse a PNG that is cut short or whose checksums are wrong: libpng would print a line of its own."""
+    data = memoryview(buffer)
+    if data[:8] != _PNG:
+        return
+    at, kind = 8, b""
+    while kind != b"IEND":
+        if at + 12 > len(data):
+            raise InputError(f"the PNG is cut short: {len(data)} bytes and no end")
+        length, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
+        end = at + 8 + length
+        if end + 4 > len(data):
+            raise InputError(f"the PNG is cut short: {len(data)} bytes and no end")
+        # A capital first letter: a chunk that the image cannot do without.
+        if kind[:1].isupper() and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise InputError(f"the PNG is damaged: a wrong checksum at byte {at} of the image")
+        at = end + 4
 
 
 @functools.cache
@@ -154,7 +191,7 @@ def _one_line(error: Exception) -> str:
 
 def _other_size(head: bytes) -> tuple[int, int] | None:
     """(height, width) of a PNG, BMP, WebP or PNM header; None for anything else."""
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+    if head.startswith(_PNG):
         width, height = struct.unpack_from(">II", head, 16)
         return height, width
     if head.startswith(b"BM"):
@@ -190,3 +227,19 @@ def _pnm_size(head: bytes) -> tuple[int, int]:
     for line in head[2:].splitlines():
         words += line.split(b"#", 1)[0].split()
     return int(words[1]), int(words[0])
+
+
+def to_square(image: NDArray[np.uint8], size: int, fit: Fit) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 to (size, size, 3): the centre cut out, distorted, or with black bars."""
+    height, width = image.shape[:2]
+    if height != width and fit == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        image = image[top : top + side, left : left + side]
+    elif height != width and fit == "pad":
+        side = max(height, width)
+        square = np.zeros((side, side, 3), np.uint8)
+        top, left = (side - height) // 2, (side - width) // 2
+        square[top : top + height, left : left + width] = image
+        image = square
+    return resize(np.ascontiguousarray(image), size)

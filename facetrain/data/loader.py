@@ -118,12 +118,12 @@ class Loader:
         world_size: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        """Check the data against the recipe; no worker starts yet.
+        """Plan the batches; no worker starts yet.
 
         Args:
-            images: the data.
-            config: workers, prefetch, augmentation and the expected number of classes.
-            input_size: pixels a side; images of another size are resized.
+            images: the data, opened by :func:`facetrain.data.dataset.open_images` for ``config.reader``.
+            config: workers, prefetch, reader and augmentation.
+            input_size: pixels a side; images of another size become it as ``images`` says.
             batch_size: images per update over all ranks and micro-batches.
             accumulation: micro-batches per update; divides ``batch_size``.
             seed: of the order and the augmentation.
@@ -132,14 +132,10 @@ class Loader:
             pin_memory: hand over page-locked tensors, for asynchronous copies to a GPU.
 
         Raises:
-            InputError: fewer images than a batch, a label outside 0..C-1, another number of classes than configured, or
-                the reader's library is not installed.
+            InputError: fewer images than a batch.
         """
         assert batch_size % accumulation == 0
         self.steps_per_epoch = steps_per_epoch(len(images), batch_size)
-        self.num_classes = _checked_classes(images, config)
-        if config.reader == "dali":
-            DaliDecoder(input_size, None, threads=1)  # a library that is not there shows now, not in a worker
         self.config = config
         self.pin_memory = pin_memory
         self.plan = _Plan(
@@ -203,21 +199,3 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-
-
-def _checked_classes(images: Images, config: DataConfig) -> int:
-    """C, after a look at every label."""
-    labels = images.labels
-    wrong = np.flatnonzero((labels < 0) | (labels >= images.num_classes))
-    if wrong.size:
-        first = int(wrong[0])
-        raise InputError(
-            f"{images.where(first)} has label {labels[first]}, outside 0..{images.num_classes - 1} ({wrong.size} such "
-            f"images in {config.path}): mend the labels or the property file"
-        )
-    if config.num_classes is not None and config.num_classes != images.num_classes:
-        raise InputError(
-            f"data.num_classes is {config.num_classes} and {config.path} has {images.num_classes} classes: "
-            f"set data.num_classes to {images.num_classes} or leave it out"
-        )
-    return images.num_classes

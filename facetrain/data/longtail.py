@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain import keyed
-from facetrain.data.dataset import class_counts, open_images
+from facetrain.atomic import replacing
+from facetrain.data.dataset import Images, class_counts, open_images
 from facetrain.data.images import image_size
+from facetrain.data.outfolder import TRAIN, check_room, clear_sidecars
 from facetrain.data.progress import progress
 from facetrain.data.recordio import RecordWriter
 from facetrain.errors import InputError
@@ -45,7 +47,7 @@ def subset(
     which old class each one is.
 
     Args:
-        rec: the whole set, a .rec or its folder.
+        rec: the whole set: a .rec, its folder, or a folder per person.
         out: the folder to write.
         head: H, classes.
         tail: T, classes.
@@ -56,21 +58,22 @@ def subset(
     Raises:
         InputError: not enough classes, or tail classes with too few images.
     """
-    target = out / "train.rec"
-    if target.exists() and not force:
-        raise InputError(f"{target} is there already: choose another folder, or replace it with --force")
+    target = out / TRAIN
+    check_room(out, force)
     images = open_images(rec)
-    if target.exists() and target.samefile(rec / "train.rec" if rec.is_dir() else rec):
+    source = rec / TRAIN if rec.is_dir() else rec  # not there where the images are single files
+    if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"{target} is the data set to read: choose another folder to write to")
     counts = class_counts(images.labels, images.num_classes)
     classes = choose_classes(counts, head, tail, tail_images)
     chosen, new_labels = choose_images(images.labels, classes, head, tail_images, seed)
-    size = image_size(images.encoded(int(chosen[0])))
+    size = _size(images, int(chosen[0]))
     with RecordWriter(target, size, overwrite=force) as writer, progress("copying", len(chosen)) as advance:
         for number, (i, label) in enumerate(zip(chosen.tolist(), new_labels.tolist(), strict=True), start=1):
             writer.write(label, images.encoded(i))
             if number % 1000 == 0:
                 advance(1000)
+        clear_sidecars(out)
     kept = class_counts(new_labels, len(classes))
     _write_classes(out / "classes.csv", classes, kept, head)
     return SubsetReport(
@@ -148,8 +151,16 @@ def choose_images(
     return chosen.astype(np.int64), of_image[chosen]
 
 
+def _size(images: Images, i: int) -> tuple[int, int]:
+    encoded = images.encoded(i)
+    try:
+        return image_size(encoded)
+    except InputError as error:
+        raise InputError(f"{images.where(i)}: {error}") from None
+
+
 def _write_classes(path: Path, classes: NDArray[np.int64], kept: NDArray[np.int64], head: int) -> None:
-    with path.open("w", newline="", encoding="ascii") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="ascii") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["new_class", "old_class", "images", "part"])
         for new, (old, images) in enumerate(zip(classes.tolist(), kept.tolist(), strict=True)):

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrain.atomic import replacing
 from facetrain.data.dataset import list_people
-from facetrain.data.images import decode_upright, encode_jpeg, resize
+from facetrain.data.images import Fit, decode_upright, encode_jpeg, to_square
+from facetrain.data.outfolder import HELD_OUT, TRAIN, check_room, clear_sidecars
 from facetrain.data.pairs_file import draw_pairs, write_bin
 from facetrain.data.progress import default_workers, ordered_map, progress
-from facetrain.data.recordio import RecordWriter
+from facetrain.data.recordio import RecordFile, RecordWriter
 from facetrain.data.sampler import permutation
 from facetrain.errors import InputError
-
-Fit = Literal["crop", "stretch", "pad"]
-HELD_OUT = "heldout"
 
 
 @dataclass(frozen=True)
@@ -91,34 +90,48 @@ def pack(
     Raises:
         InputError: no photo can be read, too few people to hold out, or a packed set is there already.
     """
+    check_room(out, force)
     people = list_people(folder)
     names = list(people)
     apart = choose_held_out(np.array([len(photos) for photos in people.values()]), held_out, seed)
-    _make_room(out, force)
     job = _Job(folder, people, size, fit, quality)
     total = sum(map(len, people.values()))
     workers = workers or default_workers(total)
-    with progress("packing", total, "photos") as advance:
-        # The held-out people first: where they do not suffice for pairs, it shows before anything is written.
-        held = list(_encode(job, [names[i] for i in apart], workers, advance))
-        held_photos = [photo for person in held for photo in person.photos]
-        held_labels = np.repeat(np.arange(len(held)), [len(person.photos) for person in held])
-        chosen = draw_pairs(held_labels, pairs, seed) if held_out else None
-        rest = [name for i, name in enumerate(names) if i not in set(apart.tolist())]
-        train = _write_set(out, size, _encode(job, rest, workers, advance))
-    skipped = train.skipped
-    if chosen is not None:
-        skipped += _write_set(out / HELD_OUT, size, held).skipped
-        first, second, same = chosen
-        write_bin(out / f"{HELD_OUT}.bin", [held_photos[i] for i in np.stack([first, second], axis=1).ravel()], same)
+    held_rec = out / HELD_OUT / TRAIN
+    held, drawn = _Filled(), None
+    # Nothing of an older set is touched before all of the new one is there: both writers give their files their names
+    # at the end of this block.
+    with ExitStack() as finish, progress("packing", total, "photos") as advance:
+        if held_out:
+            writer = finish.enter_context(RecordWriter(held_rec, size, overwrite=True))
+            held.take(writer, _encode(job, [names[i] for i in apart], workers, advance))
+            # Before the others are read: where these people do not suffice for pairs, nobody wants to wait for it.
+            drawn = draw_pairs(np.repeat(np.arange(len(held.names)), held.photos), pairs, seed)
+        rest = np.delete(np.arange(len(names)), apart).tolist()
+        train = _Filled()
+        writer = finish.enter_context(RecordWriter(out / TRAIN, size, overwrite=True))
+        train.take(writer, _encode(job, [names[i] for i in rest], workers, advance))
+        if not train.names:
+            raise InputError(f"none of {len(train.skipped)} photos can be read; the first: {train.skipped[0]}")
+        clear_sidecars(out)
+    train.write_names(out)
+    if drawn is not None:
+        held.write_names(held_rec.parent)
+        first, second, same = drawn
+        file = RecordFile(held_rec)
+        write_bin(
+            out / f"{HELD_OUT}.bin",
+            [bytes(file.image_bytes(i)) for i in np.stack([first, second], axis=1).ravel().tolist()],
+            same,
+        )
     return PackReport(
         out=out,
-        people=train.people,
-        images=train.images,
-        held_out_people=sum(bool(person.photos) for person in held),
-        held_out_images=len(held_photos),
-        pairs=0 if chosen is None else len(chosen[0]),
-        skipped=tuple(skipped),
+        people=len(train.names),
+        images=sum(train.photos),
+        held_out_people=len(held.names),
+        held_out_images=sum(held.photos),
+        pairs=0 if drawn is None else len(drawn[0]),
+        skipped=(*train.skipped, *held.skipped),
     )
 
 
@@ -144,57 +157,27 @@ def choose_held_out(photos: NDArray[np.int64], held_out: int, seed: int) -> NDAr
     return np.sort(able[permutation(len(able), seed, 0, np.arange(held_out))])
 
 
-def to_square(image: NDArray[np.uint8], size: int, fit: Fit) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 to (size, size, 3): the centre cut out, distorted, or with black bars."""
-    height, width = image.shape[:2]
-    if height != width and fit == "crop":
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        image = image[top : top + side, left : left + side]
-    elif height != width and fit == "pad":
-        side = max(height, width)
-        square = np.zeros((side, side, 3), np.uint8)
-        top, left = (side - height) // 2, (side - width) // 2
-        square[top : top + height, left : left + width] = image
-        image = square
-    return resize(np.ascontiguousarray(image), size)
+@dataclass
+class _Filled:
+    """What went into a .rec: people as classes 0, 1, ...; those without a readable photo are no class."""
 
+    names: list[str] = field(default_factory=list)
+    photos: list[int] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
-def _make_room(out: Path, force: bool) -> None:
-    """Refuse to replace a packed set; with ``force`` remove its held-out part, which a new draw would contradict."""
-    part = out / HELD_OUT
-    ours = [out / "train.rec", out / f"{HELD_OUT}.bin", part / "train.rec"]
-    there = [path for path in ours if path.exists()]
-    if there and not force:
-        raise InputError(f"{there[0]} is there already: choose another folder, or replace it with --force")
-    for path in (ours[1], part / "train.idx", part / "train.rec", part / "property", part / "names.txt"):
-        path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class _Written:
-    people: int
-    images: int
-    skipped: list[str]
-
-
-def _write_set(folder: Path, size: int, people: Iterable[_Person]) -> _Written:
-    """Write people as classes 0, 1, ...; those without a readable photo are no class."""
-    names: list[str] = []
-    skipped: list[str] = []
-    images = 0
-    with RecordWriter(folder / "train.rec", size, overwrite=True) as writer:
+    def take(self, writer: RecordWriter, people: Iterable[_Person]) -> None:
         for person in people:
-            skipped += person.skipped
+            self.skipped += person.skipped
             for photo in person.photos:
-                writer.write(len(names), photo)
-            images += len(person.photos)
+                writer.write(len(self.names), photo)
             if person.photos:
-                names.append(" ".join(person.name.split()))
-        if not images:
-            raise InputError(f"none of {len(skipped)} photos can be read; the first: {skipped[0]}")
-    (folder / "names.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8", errors="replace")
-    return _Written(len(names), images, skipped)
+                self.names.append(" ".join(person.name.split()))
+                self.photos.append(len(person.photos))
+
+    def write_names(self, folder: Path) -> None:
+        with replacing(folder / "names.txt") as temporary:
+            text = "".join(f"{name}\n" for name in self.names)
+            temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def _encode(job: _Job, names: Sequence[str], workers: int, advance: Callable[[int], None]) -> Iterator[_Person]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from facetrain import keyed
+from facetrain.atomic import replacing
 from facetrain.data.sampler import permutation
 from facetrain.errors import InputError
 
@@ -21,18 +21,14 @@ def write_bin(path: Path, encoded: Sequence[bytes], same: ArrayLike) -> None:
     """Write a pair set as insightface's .bin: a pickle of (list of 2N encoded images, list of N bools), protocol 4.
 
     Args:
-        path: the file; written beside it first and then renamed, so that it is never half there.
+        path: the file; never half there.
         encoded: 2N images; pair i is 2i and 2i + 1.
         same: (N,) bool, whether pair i shows one person.
     """
     flags = [bool(flag) for flag in np.asarray(same)]
     assert len(encoded) == 2 * len(flags)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         pickle.dump(([bytes(image) for image in encoded], flags), file, protocol=4)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def draw_pairs(

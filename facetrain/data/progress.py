@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from facetrain import processes
 from facetrain.console import console
 from facetrain.errors import InputError
 
@@ -72,6 +73,8 @@ def ordered_map(
 ) -> Iterator[R]:
     """``function`` of every item, in order, over worker processes; a few results are in memory at once.
 
+    The processes end with this one, and at once where the caller takes no more results or is interrupted.
+
     Args:
         function: a module's top-level function.
         items: its arguments.
@@ -87,7 +90,8 @@ def ordered_map(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(setup, arguments))
+    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(os.getpid(), setup, arguments))
+    others = set(multiprocessing.active_children())
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:
@@ -100,13 +104,20 @@ def ordered_map(
         raise InputError(
             "a worker process died, mostly because memory ran out: close other programs and start again"
         ) from None
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(setup: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _start(parent: int, setup: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     import cv2
 
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # a copy of the parent has its handlers too
+    processes.follow(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the pool
     cv2.setNumThreads(0)
     setup(*arguments)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrain.atomic import replacing
 from facetrain.data.record_index import Index, Progress, build_index, index_path
 from facetrain.errors import InputError
 
@@ -115,18 +115,13 @@ def _store(place: Path, made_from: Stamp, index: Index) -> bool:
         packed = np.zeros(count + 1 >> 1, np.int64)
         packed.view(np.int32)[:count] = index.numbers
         columns.append(packed)
-    # A suffix of its own: many processes, also of other machines, may write into a shared folder at once.
-    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
+        with replacing(place) as temporary, temporary.open("xb") as file:
             shape = (sum(len(column) for column in columns),)
             np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": shape})
             for column in columns:
                 file.write(np.ascontiguousarray(column, "<i8").data)
-        os.replace(temporary, place)
     except OSError:
-        with suppress(OSError):
-            temporary.unlink()
         return False
     return True

@@ -1,7 +1,8 @@
 """From a .rec and its text .idx to arrays: where each image lies and which class it has.
 
-The .idx is parsed and the header of every record is read in blocks of NumPy operations; only multi-part and damaged
-records take a slow path. :mod:`facetrain.data.record_cache` keeps the result, so this happens once per data set.
+The .idx is parsed and the header of every record is read in blocks of NumPy operations, within 24 bytes a record (32
+where insightface's .idx is out of order); only multi-part and damaged records take a slow path.
+:mod:`facetrain.data.record_cache` keeps the result, so this happens once per data set.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import mmap
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,8 @@ from facetrain.data.record_format import (
 )
 from facetrain.errors import InputError
 
-TEXT_BLOCK = 1 << 24
-RECORD_BLOCK = 1 << 16
+TEXT_BLOCK = 1 << 20
+RECORD_BLOCK = 1 << 15
 MAX_NUMBER = 2**31 - 1
 _LINE = re.compile(rb"[0-9]{1,10}\t[0-9]{1,18}\r?")
 
@@ -87,32 +88,48 @@ def read_index_text(path: Path) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     Raises:
         InputError: missing, empty, or a line that is not ``number<TAB>offset``; names the line.
     """
-    numbers, offsets = [], []
-    line, rest = 1, b""
+    row, rest = 0, b""
     try:
         with path.open("rb") as file:
+            count = _count_lines(file)
+            numbers, offsets = np.empty(count, np.int32), np.empty(count, np.int64)
             while block := file.read(TEXT_BLOCK):
                 text = rest + block
                 cut = text.rfind(b"\n") + 1
                 rest = text[cut:]
                 if len(rest) > 64:
-                    raise _bad_line(path, text[:cut] + rest, line)
+                    raise _bad_line(path, text[:cut] + rest, row + 1)
                 if cut:
-                    pairs = _parse_lines(path, text[:cut], line)
-                    numbers.append(pairs[:, 0].astype(np.int32))
-                    offsets.append(pairs[:, 1].copy())
-                    line += len(pairs)
+                    row = _fill(path, text[:cut], row, numbers, offsets)
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror}; expected the index of {path.with_suffix('.rec').name} beside it"
         ) from None
     if rest:
-        pairs = _parse_lines(path, rest + b"\n", line)
-        numbers.append(pairs[:, 0].astype(np.int32))
-        offsets.append(pairs[:, 1])
-    if not numbers:
+        row = _fill(path, rest + b"\n", row, numbers, offsets)
+    if row == 0:
         raise InputError(f"{path} is empty; expected a line 'number<TAB>byte' for every record")
-    return np.concatenate(numbers), np.concatenate(offsets)
+    return numbers[:row], offsets[:row]
+
+
+def _count_lines(file: BinaryIO) -> int:
+    """Lines of a file, the last one too where it has no end; the file is at its start afterwards."""
+    count, last = 0, b"\n"
+    while block := file.read(TEXT_BLOCK):
+        count += block.count(b"\n")
+        last = block[-1:]
+    file.seek(0)
+    return count + (last != b"\n")
+
+
+def _fill(path: Path, text: bytes, row: int, numbers: NDArray[np.int32], offsets: NDArray[np.int64]) -> int:
+    """Parse whole lines into the arrays from ``row`` on; the row behind them."""
+    pairs = _parse_lines(path, text, row + 1)
+    end = row + len(pairs)
+    if end > len(numbers):
+        raise InputError(f"{path} changed while it was read; try again when nothing writes to it")
+    numbers[row:end], offsets[row:end] = pairs[:, 0], pairs[:, 1]
+    return end
 
 
 def _parse_lines(path: Path, text: bytes, first_line: int) -> NDArray[np.int64]:
@@ -153,9 +170,8 @@ def build_index(path: Path, progress: Progress | None = None) -> Index:
     data = map_file(path)
     file = memoryview(data)
     numbers, offsets = read_index_text(index_path(path))
-    beyond = offsets > len(file) - PART.size
-    if beyond.any():
-        row = int(np.argmax(beyond))
+    if offsets.max() > len(file) - PART.size:
+        row = int(np.argmax(offsets > len(file) - PART.size))
         raise InputError(
             f"{index_path(path)} line {row + 1}: record {numbers[row]} at byte {offsets[row]} lies past the end of "
             f"{path.name}, which has {len(file)} bytes; restore the file or pack it again"
@@ -165,50 +181,49 @@ def build_index(path: Path, progress: Progress | None = None) -> Index:
         read_record(file, int(offsets[last]))
     except RecordError as error:
         raise damaged(path, int(numbers[last]), error) from None
-    order = _sorted_order(index_path(path), numbers)
-    images = _image_range(path, file, *((numbers, offsets) if order is None else (numbers[order], offsets[order])))
-    if images is None:
-        identities = 0
-    else:
-        first, last, identities = images
-        if order is not None:
-            numbers, offsets = numbers[order], offsets[order]
-        numbers, offsets = numbers[first : last + 1], offsets[first : last + 1]
+    rising = bool((numbers[1:] > numbers[:-1]).all())
+    if not rising:
+        _refuse_twice(index_path(path), numbers)
+    end, identities = _image_range(path, file, numbers, offsets)
+    if end:
+        if not rising:
+            order = np.argsort(numbers)
+            numbers = numbers[order]  # one after the other, for the memory
+            offsets = offsets[order]
+            rising = True
+            del order
+        numbers, offsets = numbers[1:end], offsets[1:end]
     if len(numbers) == 0:
         raise InputError(f"{path} holds no image; expected at least one")
     data.madvise(mmap.MADV_SEQUENTIAL)
     labels = _read_labels(path, file, numbers, offsets, progress)
     first_number = int(numbers[0])
-    consecutive = bool(np.array_equal(numbers, np.arange(first_number, first_number + len(numbers))))
+    consecutive = rising and int(numbers[-1]) - first_number == len(numbers) - 1
     return Index(offsets, labels, None if consecutive else numbers, first_number, identities)
 
 
-def _sorted_order(path: Path, numbers: NDArray[np.int32]) -> NDArray[np.int64] | None:
-    """The order that sorts the record numbers, None where they are sorted; InputError where one is there twice."""
-    if bool((numbers[1:] > numbers[:-1]).all()):
-        return None
-    order = np.argsort(numbers, kind="stable")
-    twice = np.flatnonzero(np.diff(numbers[order]) == 0)
-    if len(twice):
-        a, b = order[twice[0]], order[twice[0] + 1]
-        raise InputError(
-            f"{path} line {b + 1}: record {numbers[b]} is there twice, first on line {a + 1}; pack it again"
-        )
-    return order
+def _refuse_twice(path: Path, numbers: NDArray[np.int32]) -> None:
+    """InputError where a record number is there twice."""
+    ordered = np.sort(numbers)
+    twice = ordered[1:] == ordered[:-1]
+    if twice.any():
+        number = ordered[int(np.argmax(twice))]
+        a, b = np.flatnonzero(numbers == number)[:2]
+        raise InputError(f"{path} line {b + 1}: record {number} is there twice, first on line {a + 1}; pack it again")
 
 
 def _image_range(
     path: Path, file: memoryview, numbers: NDArray[np.int32], offsets: NDArray[np.int64]
-) -> tuple[int, int, int] | None:
-    """First and last position of the images and the count of identities, from record 0; None where it is an image.
+) -> tuple[int, int]:
+    """From record 0: the number behind the last image, images being 1, 2, ..., and the count of identities.
 
-    ``numbers`` are sorted. A header has a vector of labels (first identity record, end) and no image: a file of im2rec
-    with vector labels has a flag > 0 in record 0 too, but an image behind it.
+    (0, 0) where record 0 is an image itself or missing. A header has a vector of labels (first identity record, end)
+    and no image: a file of im2rec with vector labels has a flag > 0 in record 0 too, but an image behind it.
     """
 
     def read(number: int) -> ImageRecord:
-        row = int(np.searchsorted(numbers, number))
-        if row == len(numbers) or numbers[row] != number:
+        row = int(np.argmax(numbers == number))
+        if numbers[row] != number:
             raise InputError(f"{index_path(path)} has no record {number}, which record 0 of {path.name} counts on")
         offset = int(offsets[row])
         try:
@@ -216,28 +231,29 @@ def _image_range(
         except RecordError as error:
             raise damaged(path, number, error) from None
 
-    if numbers[0] != 0:
-        return None
+    if numbers.min() != 0:
+        return 0, 0
     header = read(0)
     if header.flag < 2 or len(header.payload):
-        return None
+        return 0, 0
     first, end = header.labels[:2]
-    total = int(numbers[-1]) + 1
+    total = int(numbers.max()) + 1
     if not (
         first >= 1 and end >= first and first % 1 == 0 and end % 1 == 0 and first <= total + 4 and end <= total + 4
     ):
-        error = RecordError(int(offsets[0]), f"identity records {first:g}..{end:g} of {total} records in all")
-        raise damaged(path, 0, error)
+        place = int(offsets[np.argmin(numbers)])
+        raise damaged(path, 0, RecordError(place, f"identity records {first:g}..{end:g} of {total} records in all"))
     first, end = int(first), int(end)
     if first > EXACT:  # rounded to a multiple of 2 or 4 by float32: look for the first record without an image
         near = range(first - 4, min(first + 5, total))
         first = next((n for n in near if (r := read(n)).flag > 0 and not len(r.payload)), total)
     end = total if end > EXACT else end
-    if end > total or len(numbers) < first or numbers[first - 1] != first - 1:
-        missing = np.flatnonzero(numbers != np.arange(len(numbers)))
-        number = int(missing[0]) if len(missing) else len(numbers)
+    if end > total or np.count_nonzero(numbers < first) < first:
+        there = np.zeros(len(numbers) + 1, np.bool_)
+        there[numbers[numbers < len(there)]] = True
+        number = int(np.argmin(there))
         raise InputError(f"{index_path(path)} has no record {number}, which record 0 of {path.name} counts on")
-    return 1, first - 1, end - first
+    return first, end - first
 
 
 def _read_labels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,7 +20,8 @@ class RecordWriter:
     With ``identities`` (insightface's layout): record 0 holds (first identity record, end), records 1.. the images in
     order of their classes, then one record an identity with the (start, end) of its images. Without (im2rec's): record
     numbers from 0, images in any order. Everything goes to temporary names and gets its own at the end of the ``with``
-    block, the .idx last; a block left by an exception leaves nothing.
+    block, the .idx last; a block left by an exception leaves nothing, and what a killed process left the next writer
+    of that file takes over. A file has one writer at a time.
 
         with RecordWriter(Path("out/train.rec"), image_size=112) as writer:
             writer.write(0, jpeg)
@@ -37,7 +39,7 @@ class RecordWriter:
             overwrite: whether a data set of that name may be replaced.
 
         Raises:
-            InputError: not a .rec, there already, or not writable.
+            InputError: not a .rec, there already, not writable, or another process writes it.
         """
         self.path = Path(path)
         if self.path.suffix != ".rec":
@@ -46,13 +48,15 @@ class RecordWriter:
         self._size = f"{height},{width}"
         self._identities = identities
         self._targets = (self.path, self.path.with_name("property"), self.path.with_suffix(".idx"))
-        self._temporary = tuple(target.with_name(f".{target.name}.{os.getpid()}.part") for target in self._targets)
+        self._temporary = tuple(target.with_name(f".{target.name}.part") for target in self._targets)
         taken = [str(target) for target in self._targets if target.exists()]
         if taken and not overwrite:
             raise InputError(f"{taken[0]} is there already; remove it or choose another folder")
+        folders = (self.path.parent, *self.path.parent.parents)
+        self._made = [folder for folder in folders if not folder.exists()]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._rec: BinaryIO = self._temporary[0].open("wb")
+            self._rec: BinaryIO = _open_alone(self._temporary[0], self.path)
             self._idx: BinaryIO = self._temporary[2].open("wb")
         except OSError as error:
             self._discard()
@@ -136,7 +140,6 @@ class RecordWriter:
             for file in (self._rec, self._idx):
                 file.flush()
                 os.fsync(file.fileno())
-                file.close()
             # A .rec opens only with its .idx: without the old one nobody meets a mixture of old and new.
             self._targets[2].unlink(missing_ok=True)
             for temporary, target in zip(self._temporary, self._targets, strict=True):
@@ -160,10 +163,31 @@ class RecordWriter:
         self._rec.write(frame(image_payload([float(first), float(self._number)], 0)))
 
     def _discard(self) -> None:
-        for name in ("_rec", "_idx"):
+        """Remove what has not got its name yet; the .rec is closed last, as its lock says that the names are taken."""
+        for remove in (*(place.unlink for place in self._temporary), *(folder.rmdir for folder in self._made)):
+            with suppress(OSError):  # a folder with something in it stays
+                remove()
+        for name in ("_idx", "_rec"):
             with suppress(OSError):
                 if file := getattr(self, name, None):
                     file.close()
-        for temporary in self._temporary:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+
+
+def _open_alone(place: Path, target: Path) -> BinaryIO:
+    """Open ``place`` for writing from its start; InputError where another process has it open."""
+    busy = InputError(f"{target} is being written by another process: wait for its end or choose another folder")
+    place.touch()
+    file = place.open("r+b")
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise busy from None
+        if not place.exists() or not os.path.samestat(os.fstat(file.fileno()), place.stat()):
+            raise busy  # it ended, and gave the file its name, between our opening and locking
+        file.truncate()
+    except BaseException:
+        file.close()
+        raise
+    return file

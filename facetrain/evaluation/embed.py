@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import itertools
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import open_memmap
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import nn
 
-from facetrain.data.images import Buffer
+from facetrain.data.encoded import Encoded
 from facetrain.distributed import World
 from facetrain.errors import InputError
-from facetrain.evaluation.extract import Encoded, Progress, Unreadable, embed_blocks
-from facetrain.evaluation.pairs import PairSet, Verification, read_bin, verify
+from facetrain.evaluation.extract import BLOCK, Progress, Unreadable, embed_blocks
+from facetrain.evaluation.output import result_file
+from facetrain.evaluation.pairs import DistinctImages, PairSet, Verification, read_bin, verify
 from facetrain.evaluation.scores import Rule
 
 
@@ -38,7 +39,7 @@ def embed(
     Args:
         backbone: (n, 3, S, S) float32 in -1..1 -> (n, D), on ``world.device``; run in evaluation mode, then put back.
         images: N encoded images, at least one.
-        input_size: S, pixels a side; other sizes are resized to it.
+        input_size: S, pixels a side; images of another size become it as ``images`` says.
         batch_size: images at once on each rank.
         flip: add the embedding of the mirrored image. The sum is not normalised, as in insightface's verification.
         world: the ranks that share the work; None: this process alone.
@@ -93,6 +94,7 @@ class Verifier:
     ) -> None:
         """Read the .bin files; InputError where one is unreadable or two have one name."""
         self.sets = [one if isinstance(one, PairSet) else read_bin(Path(one)) for one in sets]
+        self._distinct = [DistinctImages(one) for one in self.sets]
         self.input_size, self.batch_size, self.flip = input_size, batch_size, flip
         self.rule: Rule = rule
         names = [one.name for one in self.sets]
@@ -109,10 +111,10 @@ class Verifier:
             InputError: an image of a set cannot be read, or an embedding is not finite.
         """
         results = []
-        for one in self.sets:
+        for one, distinct in zip(self.sets, self._distinct, strict=True):
             rows = embed(
                 backbone,
-                one,
+                distinct,
                 input_size=self.input_size,
                 batch_size=self.batch_size,
                 flip=self.flip,
@@ -120,54 +122,10 @@ class Verifier:
                 progress=progress,
             )
             try:
-                results.append((one.name, verify(rows, one.same, flip=self.flip, rule=self.rule)))
+                results.append((one.name, verify(rows[distinct.row], one.same, flip=self.flip, rule=self.rule)))
             except InputError as error:
                 raise InputError(f"pair set {one.name}: {error}") from None
         return results
-
-
-class ListedImages:
-    """A text file with one image a line, ``path`` or ``path label``; relative paths start at the file's folder.
-
-    A label is a whole number behind the last blank; all lines have one, or none has and the labels are -1.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Read the list; InputError where it is unreadable, empty, or has labels on some lines only."""
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise InputError(f"image list {path} cannot be read: {reason}; expected one image path a line") from None
-        self.paths: list[Path] = []
-        labels: list[int | None] = []
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            *front, last = line.strip().rsplit(maxsplit=1)
-            label = int(last) if front and last.lstrip("-").isdecimal() else None
-            self.paths.append(path.parent / (line.strip() if label is None else front[0]))
-            labels.append(label)
-            if (label is None) != (labels[0] is None):
-                raise InputError(f"{path}:{number}: label a line or none; the first line has {labels[0]}, this {label}")
-        if not self.paths:
-            raise InputError(f"image list {path} is empty; expected one image path a line")
-        self.labels = np.array([-1 if label is None else label for label in labels], np.int64)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.paths)
-
-    def encoded(self, i: int) -> Buffer:
-        """Encoded bytes of image i."""
-        try:
-            return self.paths[i].read_bytes()
-        except OSError as error:
-            raise InputError(f"{self.where(i)}: {error.strerror}") from None
-
-    def where(self, i: int) -> str:
-        """Path of image i."""
-        return str(self.paths[i])
 
 
 def embed_to_npz(
@@ -190,22 +148,26 @@ def embed_to_npz(
     ``flip`` and ``normalised``. Rows are sums over the two mirror images as the backbone gives them, because their
     length tells an image's quality; ``normalise`` scales them to length 1. They are never in memory as a whole.
 
+    Photos of a folder or a list are treated as :class:`facetrain.data.dataset.PhotoFiles` says.
+
     Returns:
         The images that could not be read (``skip_unreadable``), the same on every rank.
 
     Raises:
-        InputError: a path is unusable, or images are unreadable and not to be skipped.
+        InputError: a path is unusable, or images are unreadable and not to be skipped; the same on every rank.
     """
     from facetrain.checkpoint import fingerprint, load_backbone
-    from facetrain.data.dataset import open_images
+    from facetrain.data.dataset import listed_images, open_images
 
     world = world or World()
     if out.suffix != ".npz" or not out.parent.is_dir():
         raise InputError(f"output {out} must be an .npz file in a folder that exists")
-    listed = source.is_file() and source.suffix != ".rec"
-    images = ListedImages(source) if listed else open_images(source)
+    images = listed_images(source) if source.is_file() and source.suffix != ".rec" else open_images(source)
     backbone, model = load_backbone(checkpoint)
     unreadable: list[Unreadable] = []
+    about = {"flip": np.array(flip), "normalised": np.array(normalise), "labels": images.labels}
+    if world.rank == 0:
+        about["model"] = np.array(fingerprint(checkpoint))
     blocks = embed_blocks(
         backbone.to(world.device),
         images,
@@ -217,24 +179,54 @@ def embed_to_npz(
         threads=threads,
         progress=progress,
     )
-    if world.rank == 0:
-        about = {"model": np.array(fingerprint(checkpoint)), "flip": np.array(flip), "normalised": np.array(normalise)}
-        try:
-            with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-                _store(map(_unit, blocks) if normalise else blocks, len(images), Path(folder))
-                if skip_unreadable or not unreadable:
-                    about["labels"], about["names"] = images.labels, np.array([*map(images.where, range(len(images)))])
-                    about["unreadable"] = np.array([one.image for one in unreadable], np.int64)
-                    _zip(Path(folder), about, out)
-        except OSError as error:
-            raise InputError(f"{out} cannot be written: {error.strerror}") from None
-    else:
-        for _ in blocks:  # this rank's share goes to rank 0
-            pass
-    world.barrier()
-    if not skip_unreadable:
-        _refuse(unreadable, len(images))
+    with closing(blocks):
+        rows = map(_unit, blocks) if normalise else blocks
+        _write(out, rows, images, unreadable, skip_unreadable, about, world)
     return unreadable
+
+
+def _write(
+    out: Path,
+    blocks: Iterator[NDArray[np.float32]],
+    images: Encoded,
+    unreadable: Sequence[Unreadable],
+    skip_unreadable: bool,
+    about: dict[str, NDArray],
+    world: World,
+) -> None:
+    """Rank 0 writes what all ranks compute; where it cannot, InputError on every rank, as soon as it is known.
+
+    Args:
+        unreadable: filled by ``blocks``, so complete when they are through.
+        about: arrays that are small enough to be there as a whole.
+    """
+    first = next(blocks)
+    problem: list[str] = []
+    rows = _until(problem, itertools.chain([first], blocks), world)
+    if world.rank == 0:
+        try:
+            with result_file(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+                _add(archive, "embeddings", np.dtype(np.float32), (len(images), first.shape[1]), rows)
+                if not skip_unreadable:
+                    _refuse(unreadable, len(images))
+                about["unreadable"] = np.array([one.image for one in unreadable], np.int64)
+                _add_names(archive, images)
+                for name, array in about.items():
+                    _add(archive, name, array.dtype, array.shape, [array])
+        except InputError as error:
+            problem.append(str(error))
+    for _ in rows:  # the other ranks' share of the work
+        pass
+    for failure in world.share(problem):
+        raise InputError(failure)
+
+
+def _until(problem: list[str], blocks: Iterable[NDArray], world: World) -> Iterator[NDArray]:
+    """``blocks``, on every rank no further than rank 0 comes without a ``problem``."""
+    for rows in blocks:
+        yield rows
+        if world.share(problem):
+            return
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -242,23 +234,17 @@ def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(rows / np.where(norms == 0, 1, norms), np.float32)
 
 
-def _store(blocks: Iterable[NDArray[np.float32]], total: int, folder: Path) -> None:
-    """Blocks of rows as ``folder``/embeddings.npy, (total, D)."""
-    store, start = None, 0
-    for rows in blocks:
-        if store is None:
-            store = open_memmap(folder / "embeddings.npy", "w+", np.float32, (total, rows.shape[1]))
-        store[start : start + len(rows)] = rows
-        start += len(rows)
-    assert store is not None
-    store.flush()
+def _add_names(archive: zipfile.ZipFile, images: Encoded) -> None:
+    """Where each image lies, as an array of texts, all as long as the longest."""
+    places = range(len(images))
+    kind = np.dtype(f"U{max(len(images.where(i)) for i in places)}")
+    parts = (np.array([*map(images.where, places[a : a + BLOCK])], kind) for a in range(0, len(places), BLOCK))
+    _add(archive, "names", kind, (len(places),), parts)
 
 
-def _zip(folder: Path, arrays: dict[str, NDArray], out: Path) -> None:
-    """``folder``'s embeddings.npy and ``arrays`` as one .npz, without holding the embeddings in memory."""
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
-    with zipfile.ZipFile(folder / "all.npz", "w", zipfile.ZIP_STORED) as archive:
-        for file in sorted(folder.glob("*.npy")):
-            archive.write(file, file.name)
-    os.replace(folder / "all.npz", out)
+def _add(archive: zipfile.ZipFile, name: str, kind: np.dtype, shape: tuple[int, ...], parts: Iterable[NDArray]) -> None:
+    """Add an array of which never more than one part is in memory, as ``np.savez`` would."""
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        npy.write_array_header_1_0(file, {"descr": npy.dtype_to_descr(kind), "fortran_order": False, "shape": shape})
+        for part in parts:
+            file.write(part.tobytes())

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from facetrain.data.images import Buffer, decode
+from facetrain.data.encoded import Encoded
 from facetrain.distributed import World
 from facetrain.errors import InputError
 from facetrain.models import normalise
@@ -25,19 +24,6 @@ BLOCK = 32768
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all) after each batch, on every rank."""
-
-
-class Encoded(Protocol):
-    """Encoded images 0..N-1: what training images and pair sets have in common."""
-
-    def __len__(self) -> int:
-        """N."""
-
-    def encoded(self, i: int) -> Buffer:
-        """The encoded bytes of image i."""
-
-    def where(self, i: int) -> str:
-        """Where image i lies, for messages."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +59,12 @@ def embed_blocks(
     threads: int | None = None,
     progress: Progress | None = None,
     block: int = BLOCK,
-) -> Iterator[NDArray[np.float32]]:
+) -> Generator[NDArray[np.float32], None, None]:
     """Embeddings in blocks of rows in order, so that no rank ever holds all N of them; each rank embeds its share.
 
-    Every rank must consume the whole iterator. See :func:`facetrain.evaluation.embed.embed` for the arguments.
+    See :func:`facetrain.evaluation.embed.embed` for the other arguments. Every rank must take as many blocks, and close
+    the generator where that is not all of them: it holds threads, and left to the garbage collector it would join them
+    at any moment, also at one that deadlocks.
 
     Args:
         unreadable: takes the images that cannot be read, in order and the same on every rank; their rows are NaN.
@@ -155,11 +143,9 @@ class _Decoders:
     def _decode(self, batch: range, part: range, out: NDArray[np.uint8]) -> _Failed:
         failed = []
         for position in part:
-            i = batch[position]
             try:
-                decode(self.images.encoded(i), self.size, out[position])
+                self.images.decode(batch[position], out[position])
             except InputError as error:
                 out[position] = 0
-                where, reason = self.images.where(i), str(error)
-                failed.append((position, Unreadable(i, reason if reason.startswith(where) else f"{where}: {reason}")))
+                failed.append((position, Unreadable(batch[position], str(error))))
         return failed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from facetrain.console import console
 from facetrain.errors import InputError
+from facetrain.evaluation.output import result_file
 from facetrain.evaluation.pairs import Verification
 from facetrain.evaluation.scores import FEW, Rule, fpr_text
 
@@ -69,7 +69,9 @@ def run_lfw(
         if output is not None:
             sets = {one: result.record() for one, result in results}
             report = {"model": name, "checkpoint": str(checkpoint), "seconds": round(seconds, 2), "sets": sets}
-            _write(output, json.dumps(report | {"protocol": results[0][1].protocol}, indent=1) + "\n")
+            report["protocol"] = results[0][1].protocol
+            with result_file(output) as temporary:
+                temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return results
 
 
@@ -93,12 +95,3 @@ def verification_table(results: Sequence[tuple[str, Verification]]) -> Table:
         accuracy = f"{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f}"
         table.add_row(name, f"{len(result.same)}", accuracy, *rates)
     return table
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None

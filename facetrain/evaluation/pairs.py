@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from facetrain.data.encoded import Encoded
 from facetrain.errors import InputError
+from facetrain.evaluation.output import result_file
 from facetrain.evaluation.scores import FEW, FPRS, Cell, Folds, Rule, fpr_text, ten_fold_accuracy, tpr_at_fpr
 from facetrain.evaluation.unpickle import Array, load
 
 
 @dataclass(frozen=True, eq=False)
-class PairSet:
+class PairSet(Encoded):
     """2N encoded images and whether pair i, images 2i and 2i + 1, shows one person; can be embedded like any images."""
 
     name: str
@@ -35,6 +36,32 @@ class PairSet:
     def where(self, i: int) -> str:
         """Where image i stands, for messages."""
         return f"{self.name} image {i} (pair {i // 2})"
+
+
+class DistinctImages(Encoded):
+    """The images of a pair set without repetitions: LFW's 12,000 are 7,701, CFP-FP's 14,000 are 7,000.
+
+    ``row`` (2N,) int64 says for every image of the set which of the distinct ones it is. The bytes stay the set's.
+    """
+
+    def __init__(self, pairs: PairSet) -> None:
+        """Compare the images of ``pairs``, byte by byte."""
+        self.pairs = pairs
+        place: dict[bytes, int] = {}
+        self.row = np.array([place.setdefault(image, len(place)) for image in pairs.images], np.int64)
+        self._first: list[int] = np.unique(self.row, return_index=True)[1].tolist()
+
+    def __len__(self) -> int:
+        """Number of distinct images."""
+        return len(self._first)
+
+    def encoded(self, i: int) -> bytes:
+        """The encoded bytes of distinct image i."""
+        return self.pairs.encoded(self._first[i])
+
+    def where(self, i: int) -> str:
+        """Where distinct image i stands first."""
+        return self.pairs.where(self._first[i])
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +120,12 @@ class Verification:
         }
 
     def save(self, path: Path) -> None:
-        """Write scores, same, folds and protocol as .npz, whole or not at all; :func:`read_verification` reads it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "wb") as file:
+        """Write scores, same, folds and protocol as .npz, whole or not at all; :func:`read_verification` reads it.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        with result_file(path) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
                 scores=self.scores,
@@ -107,7 +136,6 @@ class Verification:
                 flip=np.array(self.flip),
                 rule=np.array(self.rule),
             )
-        os.replace(temporary, path)
 
 
 def verify(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.data.dataset import Images, class_counts
-from facetrain.data.images import decode, encode_jpeg
+from facetrain.data.encoded import Encoded
+from facetrain.data.images import encode_jpeg
 from facetrain.errors import InputError
 from facetrain.evaluation import plots
-from facetrain.evaluation.extract import Encoded
+from facetrain.evaluation.output import result_file
 from facetrain.evaluation.pairs import PairSet, Verification
 from facetrain.evaluation.rundir import Run, read_run, recorded_images, recorded_sets
 from facetrain.evaluation.scores import FEW, fpr_text
@@ -77,12 +77,8 @@ def write_report(
         commit=_short(str(run.versions.get("commit", ""))),
     )
     path = run_dir / "report.html"
-    temporary = run_dir / "report.html.tmp"
-    try:
+    with result_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
     return path
 
 
@@ -220,8 +216,9 @@ def _people(images: Images) -> list[dict[str, Any]]:
 
 def _picture(images: Encoded, i: int) -> str | None:
     """Image i as a data URI; None where it cannot be decoded."""
+    pixels = np.empty((SIDE, SIDE, 3), np.uint8)
     try:
-        encoded = encode_jpeg(decode(images.encoded(i), SIDE), 88)
+        images.decode(i, pixels)
     except InputError:
         return None
-    return "data:image/jpeg;base64," + base64.b64encode(encoded).decode("ascii")
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(pixels, 88)).decode("ascii")

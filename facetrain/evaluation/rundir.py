@@ -15,7 +15,10 @@ from facetrain.evaluation.pairs import PairSet, Verification, read_bin, read_ver
 
 @dataclass
 class Run:
-    """A run folder: resolved recipe, versions, log lines by kind, and the last result of each pair set."""
+    """A run folder: resolved recipe, versions, log lines by kind, and the last result of each pair set.
+
+    Pair sets come in the order of metrics.jsonl, which is the recipe's.
+    """
 
     config: str
     versions: dict[str, Any]
@@ -54,7 +57,10 @@ def read_run(folder: Path) -> Run:
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{versions if config.is_file() else config} cannot be read: {error}") from None
     _read_log(log, run)
-    run.results = [(path.stem, read_verification(path)) for path in sorted((folder / "verification").glob("*.npz"))]
+    order = list(run.verifications)  # the recipe's
+    found = {path.stem: path for path in sorted((folder / "verification").glob("*.npz"))}
+    names = sorted(found, key=lambda name: order.index(name) if name in order else len(order))
+    run.results = [(name, read_verification(found[name])) for name in names]
     return run
 
 

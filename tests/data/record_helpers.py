@@ -1,4 +1,7 @@
-"""Data sets for the tests of records."""
+"""Data sets for the tests of records and of the commands that make and check them."""
+
+import cv2
+import numpy as np
 
 from facetrain.data.record_format import MAGIC_BYTES, frame
 from facetrain.data.recordio import RecordFile, RecordWriter
@@ -54,3 +57,12 @@ def raw(path, records, numbers=None):
     path.write_bytes(data)
     path.with_suffix(".idx").write_text("".join(lines))
     return path
+
+
+def folder_of_people(root, people=8, photos=4, shape=(20, 16)):
+    """Person k's photo j is flat with level 20 * k + 3 * j, so that it can be told from its pixels."""
+    for k in range(people):
+        (root / f"p{k}").mkdir(parents=True)
+        for j in range(photos):
+            cv2.imwrite(str(root / f"p{k}" / f"{j}.png"), np.full((*shape, 3), 20 * k + 3 * j, np.uint8))
+    return root

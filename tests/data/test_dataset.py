@@ -1,11 +1,14 @@
 import pickle
+import struct
+import sys
 
 import cv2
 import numpy as np
 import pytest
 
-from facetrain.data.dataset import class_counts, decode_batch, list_people, open_images
-from facetrain.data.images import encode_jpeg
+from facetrain.data.dataset import class_counts, decode_batch, list_people, listed_images, open_images
+from facetrain.data.images import decode, encode_jpeg
+from facetrain.data.pack import pack
 from facetrain.data.recordio import RecordWriter
 from facetrain.errors import InputError
 
@@ -38,7 +41,6 @@ def test_folder_of_people(people):
     images = open_images(people)
     assert len(images) == 6
     assert images.num_classes == 3
-    assert images.names == ("Ann", "mia", "zoe")
     assert images.labels.dtype == np.int64
     assert images.labels.tolist() == [0, 1, 1, 1, 2, 2]
     assert images.where(1) == str(people / "mia" / "1.webp")
@@ -99,3 +101,82 @@ def test_record_file(tmp_path):
         out = np.zeros((2, 8, 8, 3), np.uint8)
         decode_batch(images, np.array([4, 1]), out)
         assert np.abs(out[:, 0, 0, 0].astype(int) - [120, 30]).max() <= 2
+
+
+def turned_by_exif(jpeg, orientation):
+    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    app1 = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(app1) + 2) + app1 + jpeg[2:]
+
+
+def test_a_photo_is_the_same_packed_and_unpacked(tmp_path):
+    """Oblong photos, all but the first turned by the camera; every quarter and the border have their own colours."""
+    people = tmp_path / "people"
+    blocks = np.random.default_rng(0).integers(0, 256, (6, 3, 5, 3), dtype=np.uint8)
+    for i, (block, orientation) in enumerate(zip(blocks, (1, 3, 6, 8, 5, 2), strict=True)):
+        folder = people / f"p{i // 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        photo = cv2.resize(block, (150, 90), interpolation=cv2.INTER_CUBIC)
+        (folder / f"{i}.jpg").write_bytes(turned_by_exif(encode_jpeg(photo), orientation))
+    (tmp_path / "list.txt").write_text("".join(f"people/p{i // 2}/{i}.jpg {i // 2}\n" for i in range(6)))
+    pack(people, tmp_path / "packed", size=32)
+    packed, folder, listed = np.zeros((3, 6, 32, 32, 3), np.uint8)
+    decode_batch(open_images(tmp_path / "packed"), np.arange(6), packed)
+    decode_batch(open_images(people), np.arange(6), folder)
+    decode_batch(listed_images(tmp_path / "list.txt"), np.arange(6), listed)
+    np.testing.assert_array_equal(folder, listed)
+    assert np.abs(folder.astype(int) - packed).mean() < 4  # JPEG's part
+
+
+def test_a_square_crop_stays_what_it_is(tmp_path):
+    (tmp_path / "p").mkdir()
+    jpeg = encode_jpeg(np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    (tmp_path / "p" / "1.jpg").write_bytes(jpeg)
+    for size in (16, 12):
+        out = np.zeros((1, size, size, 3), np.uint8)
+        decode_batch(open_images(tmp_path), np.array([0]), out)
+        np.testing.assert_array_equal(out[0], decode(jpeg, size))
+
+
+def test_lists_with_and_without_labels(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("a b.jpg 3\n\nc.jpg -1\n")
+    read = listed_images(path)
+    assert [read.where(i) for i in range(len(read))] == [str(tmp_path / "a b.jpg"), str(tmp_path / "c.jpg")]
+    assert read.labels.tolist() == [3, -1]
+    path.write_bytes(b"\xef\xbb\xbfa b.jpg\r\n/c.jpg\r\n")  # as Windows writes it
+    read = listed_images(path)
+    assert [read.where(i) for i in range(len(read))] == [str(tmp_path / "a b.jpg"), "/c.jpg"]
+    assert read.labels.tolist() == [-1, -1]
+    path.write_text("a.jpg 1\nb.jpg\n")
+    with pytest.raises(InputError, match=r"list\.txt:2: label a line or none"):
+        listed_images(path)
+    path.write_text("\n")
+    with pytest.raises(InputError, match="is empty"):
+        listed_images(path)
+    path.write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(InputError, match="not UTF-8"):
+        listed_images(path)
+
+
+@pytest.mark.parametrize("last", ["--5", "9" * 23, "-", "+3", "\u0663", "1.5"])
+def test_what_is_no_label_belongs_to_the_path(tmp_path, last):
+    path = tmp_path / "list.txt"
+    path.write_text(f"a.jpg {last}\n", encoding="utf-8")
+    read = listed_images(path)
+    assert read.where(0) == str(tmp_path / f"a.jpg {last}")
+    assert read.labels.tolist() == [-1]
+
+
+def test_nul_in_a_list_is_refused(tmp_path):
+    (tmp_path / "list.txt").write_text("a.jpg\nb\0.jpg\n")
+    with pytest.raises(InputError, match=r"list\.txt:2: a NUL character"):
+        listed_images(tmp_path / "list.txt")
+
+
+def test_dali_that_is_not_installed_shows_on_opening(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia", None)
+    with RecordWriter(tmp_path / "train.rec", image_size=8) as writer:
+        writer.write(0, encode_jpeg(flat(1)))
+    with pytest.raises(InputError, match=r"data\.reader dali: .*pip install nvidia-dali.*set data\.reader to native"):
+        open_images(tmp_path, "dali")

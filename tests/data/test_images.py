@@ -1,4 +1,5 @@
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -122,9 +123,35 @@ def test_giant_jpeg_is_refused_from_the_header():
         decode(bytes(jpeg))
 
 
+def test_photos_of_cameras_may_be_large():
+    photo = encode_jpeg(np.full((3000, 4200, 3), 90, np.uint8))
+    assert decode_upright(photo).shape == (3000, 4200, 3)
+    with pytest.raises(InputError, match="4200 x 3000 pixels; at most 4096"):
+        decode(photo)
+    for width, height in ((12001, 10), (11000, 11000), (2**31 - 1, 1)):
+        with pytest.raises(InputError, match=f"{width} x {height} pixels; at most 12000 a side and 100 Mpx"):
+            decode_upright(png_header(width, height))
+
+
+@pytest.mark.parametrize("read", [decode, decode_upright])
+def test_damaged_png_is_refused_without_a_line_of_libpng(read, capfd):
+    png = encoded(".png", picture(100, 100))
+    np.testing.assert_array_equal(read(png + b"more"), picture(100, 100))
+    for data in (png[: len(png) // 2], png[:-1], png[:-12], png[:40]):
+        with pytest.raises(InputError, match=f"the PNG is cut short: {len(data)} bytes"):
+            read(data)
+    flipped = png[:500] + bytes([png[500] ^ 9]) + png[501:]
+    with pytest.raises(InputError, match="the PNG is damaged: a wrong checksum at byte 33"):
+        read(flipped)
+    assert capfd.readouterr() == ("", "")
+
+
+def tiff(orientation):
+    return b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+
+
 def with_orientation(jpeg, orientation):
-    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
-    app1 = b"Exif\0\0" + tiff
+    app1 = b"Exif\0\0" + tiff(orientation)
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(app1) + 2) + app1 + jpeg[2:]
 
 
@@ -136,3 +163,27 @@ def test_orientation_tag_counts_for_photos_only():
     turned = decode_upright(with_orientation(jpeg, 6))  # 6: the camera was held upright, turn clockwise
     assert turned.shape == (56, 40, 3)
     assert np.abs(turned.astype(int) - np.rot90(stored, -1)).max() <= 3
+
+
+def png_with_orientation(png, orientation):
+    chunk = b"eXIf" + tiff(orientation)
+    return png[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
+
+
+def webp_with_orientation(webp, orientation):
+    def size(pixels):
+        return (pixels - 1).to_bytes(3, "little")
+
+    exif = tiff(orientation)
+    extended = b"VP8X" + struct.pack("<I", 10) + bytes([8, 0, 0, 0]) + size(56) + size(40)
+    body = b"WEBP" + extended + webp[12:] + b"EXIF" + struct.pack("<I", len(exif)) + exif
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize(("extension", "tag"), [(".png", png_with_orientation), (".webp", webp_with_orientation)])
+def test_orientation_tag_of_other_formats(extension, tag):
+    plain = encoded(extension, picture())
+    stored = decode(plain)
+    np.testing.assert_array_equal(decode(tag(plain, 6)), stored)
+    np.testing.assert_array_equal(decode_upright(plain), stored)
+    np.testing.assert_array_equal(decode_upright(tag(plain, 6)), np.rot90(stored, -1))

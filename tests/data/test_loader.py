@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from facetrain.config import AugmentConfig, DataConfig
+from facetrain.data.encoded import Encoded
 from facetrain.data.foreign_readers import MxnetImages
 from facetrain.data.images import decode, encode_jpeg
 from facetrain.data.loader import Loader
@@ -17,7 +18,7 @@ from facetrain.partition import rows
 AUGMENT = AugmentConfig(flip=0.5, crop=0.5, color=0.5, erase=0.3)
 
 
-class InMemory:
+class InMemory(Encoded):
     """Images of random blocks; ``broken`` ones are cut short."""
 
     def __init__(self, n=50, classes=7, side=16, broken=()):
@@ -57,7 +58,6 @@ def test_a_batch_holds_what_the_order_says():
     images = InMemory()
     plain = loader(images, augment=AugmentConfig(flip=0.0))
     assert plain.steps_per_epoch == 4
-    assert plain.num_classes == 7
     updates = list(plain.iterate(0, 6))
     assert len(updates) == 6
     for step, (batch,) in enumerate(updates):
@@ -185,28 +185,10 @@ def test_too_few_images():
         loader(InMemory(), batch_size=60)
 
 
-def test_labels_out_of_range():
-    images = InMemory()
-    images.labels[[20, 30]] = [7, -1]
-    with pytest.raises(InputError, match=r"memory image 20 has label 7, outside 0..6 \(2 such images in memory\)"):
-        loader(images)
-
-
-def test_another_number_of_classes():
-    with pytest.raises(InputError, match=r"data.num_classes is 8 and memory has 7 classes: set data.num_classes to 7"):
-        loader(InMemory(), num_classes=8)
-    assert loader(InMemory(), num_classes=7).num_classes == 7
-
-
-def test_dali_that_is_not_installed_shows_at_once():
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError:
-        with pytest.raises(InputError, match=r"data\.reader dali: .*set data\.reader to native"):
-            loader(InMemory(), reader="dali")
-    else:
-        batches = [next(iter(loader(InMemory(), reader=reader).iterate(0, 1)))[0] for reader in ("native", "dali")]
-        assert (batches[0].images.int() - batches[1].images.int()).abs().max() <= 3
+def test_dali_gives_the_same_batches():
+    pytest.importorskip("nvidia.dali")
+    batches = [next(iter(loader(InMemory(), reader=reader).iterate(0, 1)))[0] for reader in ("native", "dali")]
+    assert (batches[0].images.int() - batches[1].images.int()).abs().max() <= 3
 
 
 class FromMxnet(MxnetImages):

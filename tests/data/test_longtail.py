@@ -108,3 +108,42 @@ def test_subset_replaces_nothing_silently(whole, tmp_path):
     with pytest.raises(InputError, match="is the data set to read: choose another folder"):
         subset(whole, whole.parent, 2, 2, 2, force=True)
     assert whole.read_bytes() == before
+
+
+def test_subset_of_a_folder_of_people(whole, tmp_path):
+    images = open_images(whole)
+    for i in range(len(images)):
+        photo = tmp_path / "photos" / f"p{images.labels[i]}" / f"{i}.jpg"
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        photo.write_bytes(images.encoded(i))
+    for force in (False, True):
+        report = subset(tmp_path / "photos", tmp_path / "out", 2, 2, 2, force=force)
+        assert (report.head_images, report.tail_images) == (10, 4)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "classes.csv",
+        "property",
+        "train.idx",
+        "train.rec",
+    ]
+
+
+def test_subset_removes_what_an_older_set_left(whole, tmp_path):
+    out = tmp_path / "out"
+    (out / "heldout").mkdir(parents=True)
+    for name in ("names.txt", "heldout.bin", "head.bin", "tail.bin", "heldout/train.rec", "heldout/train.idx", "mine"):
+        (out / name).write_text("old")
+    with pytest.raises(InputError, match=r"names\.txt is there already: .*--force"):
+        subset(whole, out, 2, 2, 2)
+    with pytest.raises(InputError, match="lower"):
+        subset(whole, out, 5, 5, force=True)
+    assert len(list(out.rglob("*"))) == 8
+    subset(whole, out, 2, 2, 2, force=True)
+    assert sorted(path.name for path in out.rglob("*")) == ["classes.csv", "mine", "property", "train.idx", "train.rec"]
+
+
+def test_bad_first_image_is_named(tmp_path):
+    with RecordWriter(tmp_path / "whole" / "train.rec") as writer:
+        for label in (0, 0, 1):
+            writer.write(label, b"")
+    with pytest.raises(InputError, match=r"^train\.rec record 1 at byte 40: the image is empty: 0 bytes$"):
+        subset(tmp_path / "whole", tmp_path / "out", 1, 1, 1)

@@ -1,25 +1,15 @@
 import pickle
 
-import cv2
 import numpy as np
 import pytest
+from record_helpers import folder_of_people
 
 from facetrain.data import progress
-from facetrain.data.check import check
 from facetrain.data.dataset import open_images
-from facetrain.data.images import decode, encode_jpeg
-from facetrain.data.pack import choose_held_out, pack, to_square
+from facetrain.data.images import decode, encode_jpeg, to_square
+from facetrain.data.pack import choose_held_out, pack
 from facetrain.data.pairs_file import available_pairs, draw_pairs, write_bin
 from facetrain.errors import InputError
-
-
-def folder_of_people(root, people=8, photos=4, shape=(20, 16)):
-    """Person k's photo j is flat with level 20 * k + 3 * j, so that it can be told from its pixels."""
-    for k in range(people):
-        (root / f"p{k}").mkdir(parents=True)
-        for j in range(photos):
-            cv2.imwrite(str(root / f"p{k}" / f"{j}.png"), np.full((*shape, 3), 20 * k + 3 * j, np.uint8))
-    return root
 
 
 def level(encoded):
@@ -97,6 +87,34 @@ def test_a_packed_set_is_not_replaced_silently(tmp_path):
     pack(people, tmp_path / "out", size=10, force=True)
     assert len(open_images(tmp_path / "out")) == 32
     assert not (tmp_path / "out" / "heldout.bin").exists()  # its people are trained on now
+
+
+def test_a_failed_replacement_leaves_the_old_set(tmp_path):
+    people, out = folder_of_people(tmp_path / "in"), tmp_path / "out"
+    pack(people, out, size=12, held_out=3, pairs=20)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert len(before) == 9
+    with pytest.raises(InputError, match="2 people with 4 photos give 2 pairs"):
+        pack(folder_of_people(tmp_path / "few", people=4, photos=2), out, size=12, held_out=2, force=True)
+    blank = folder_of_people(tmp_path / "blank")
+    for photo in blank.glob("*/*"):
+        photo.write_bytes(b"x")
+    with pytest.raises(InputError, match="none of 32 photos can be read"):
+        pack(blank, out, size=12, force=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    (out / "head.bin").write_bytes(b"of a demo")
+    (out / "classes.csv").write_bytes(b"of a subset")
+    pack(people, out, size=12, force=True)
+    assert sorted(path.name for path in out.rglob("*")) == ["names.txt", "property", "train.idx", "train.rec"]
+
+
+def test_out_must_be_a_folder(tmp_path):
+    people = folder_of_people(tmp_path / "in")
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(InputError, match=r"/file is a file; expected a folder"):
+            pack(people, out, held_out=3)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_too_few_people_to_hold_out(tmp_path):
@@ -185,66 +203,6 @@ def test_bin_is_plain_python(tmp_path):
     assert pickle.loads(data) == ([b"a", b"b", b"c", b"d"], [True, False])
     assert b"numpy" not in data
     assert [path.name for path in tmp_path.iterdir()] == ["x.bin"]
-
-
-# Check.
-
-
-def test_check_of_a_sound_set(tmp_path):
-    people = folder_of_people(tmp_path / "in", people=3, photos=6)
-    (people / "p2" / "0.png").unlink()
-    pack(people, tmp_path / "out", size=12)
-    for path in (people, tmp_path / "out", tmp_path / "out" / "train.rec"):
-        report = check(path, output=tmp_path / "plots" / "classes.png")
-        assert (report.images, report.people, report.empty) == (17, 3, 0)
-        assert (report.smallest, report.median, report.largest) == (5, 6.0, 6)
-        assert (report.head, report.tail) == (2, 1)
-        assert report.problems == ()
-        report.raise_if_damaged()
-        plot = cv2.imread(str(tmp_path / "plots" / "classes.png"))
-        assert plot.shape[0] > 200
-        assert plot.std() > 5
-    assert check(people).sizes == {"16 x 20": 17}
-    assert check(tmp_path / "out").sizes == {"12 x 12": 17}
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_check_finds_damaged_photos(tmp_path, workers):
-    people = folder_of_people(tmp_path / "in", people=3, photos=3)
-    (people / "p1" / "2.png").write_bytes(b"no image")
-    (people / "p2" / "0.png").write_bytes(b"")
-    report = check(people, workers=workers)
-    assert (report.images, report.damaged, sum(report.sizes.values())) == (9, 2, 7)
-    assert report.problems[0].startswith(f"{people}/p1/2.png: not a readable")
-    with pytest.raises(InputError, match=r"in has 2 damaged images, 0 labels .*: .*p1/2\.png: not a"):
-        report.raise_if_damaged()
-
-
-def test_check_names_the_damaged_image_of_a_record(tmp_path):
-    pack(folder_of_people(tmp_path / "in", people=3, photos=3), tmp_path / "out", size=12)
-    rec = tmp_path / "out" / "train.rec"
-    images = open_images(rec)
-    place = images.file.byte_offset(4)
-    encoded = bytes(images.encoded(4))
-    data = bytearray(rec.read_bytes())
-    start = data.index(encoded, place)
-    data[start : start + 4] = b"\x00\x01\x02\x03"
-    del images
-    rec.write_bytes(data)
-    report = check(rec)
-    assert report.damaged == 1
-    assert report.problems[0].startswith(f"train.rec record 5 at byte {place}: not a readable JPEG")
-
-
-def test_check_names_the_damaged_record(tmp_path):
-    pack(folder_of_people(tmp_path / "in", people=3, photos=3), tmp_path / "out", size=12)
-    rec = tmp_path / "out" / "train.rec"
-    place = open_images(rec).file.byte_offset(4)
-    data = bytearray(rec.read_bytes())
-    data[place] ^= 255
-    rec.write_bytes(data)
-    with pytest.raises(InputError, match=rf"record 5 at byte {place}.*magic"):
-        check(rec).raise_if_damaged()
 
 
 # Processes.

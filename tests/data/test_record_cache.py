@@ -7,6 +7,7 @@ from multiprocessing import get_context
 import pytest
 from record_helpers import raw, read_all, small
 
+from facetrain import atomic
 from facetrain.data import record_cache
 from facetrain.data.record_format import image_payload
 from facetrain.data.recordio import RecordFile
@@ -60,7 +61,7 @@ def test_changed_files_are_read_again(rec, caching):
 
 def test_read_only_folder_uses_the_users_cache(rec, caching, monkeypatch, tmp_path):
     small(rec)
-    real = record_cache.uuid.uuid4
+    real = atomic.uuid.uuid4
 
     class Blocked:
         """A name that no file can be made under in the data folder, as root may write anywhere."""
@@ -68,7 +69,7 @@ def test_read_only_folder_uses_the_users_cache(rec, caching, monkeypatch, tmp_pa
         hex = "a" * 300
 
     calls = iter([Blocked, real()])
-    monkeypatch.setattr(record_cache.uuid, "uuid4", lambda: next(calls))
+    monkeypatch.setattr(atomic.uuid, "uuid4", lambda: next(calls))
     RecordFile(rec)
     assert not list(rec.parent.glob("*.npy"))
     assert len(list((tmp_path / "cache" / "facetrain").glob("*.npy"))) == 1

@@ -3,6 +3,7 @@
 import os
 import re
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -65,6 +66,34 @@ def test_index_in_blocks(rec, monkeypatch):
     assert read_all(file) == [b"%d" % n for n in range(50)]
     assert seen[0] == (8, 50)
     assert seen[-1] == (50, 50)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_memory_of_building_an_index(rec, shuffled):
+    """42 million records must not take much more than a gigabyte."""
+    count = 1_000_000
+    one = frame(image_payload(0.0, 0, b"abcd"))
+    rec.parent.mkdir()
+    rec.write_bytes(one * count)
+    number = np.random.default_rng(0).permutation(count) if shuffled else range(count)
+    rec.with_suffix(".idx").write_text("".join(f"{n}\t{len(one) * i}\n" for i, n in enumerate(number)))
+    tracemalloc.start()
+    index = record_index.build_index(rec)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 24 * count
+    assert (index.numbers is None) == (not shuffled)
+    assert [index.number(i) for i in (0, 7, count - 1)] == [number[i] for i in (0, 7, count - 1)]
+    assert index.offsets[7] == 7 * len(one)
+
+
+def test_record_that_the_header_counts_on_is_missing(rec):
+    small(rec)
+    lines = rec.with_suffix(".idx").read_text().splitlines(keepends=True)
+    for order in (1, -1):
+        rec.with_suffix(".idx").write_text("".join((lines[:2] + lines[3:])[::order]))
+        with pytest.raises(InputError, match=r"train\.idx has no record 2, which record 0 of train\.rec counts on"):
+            RecordFile(rec)
 
 
 def test_missing_files(rec):

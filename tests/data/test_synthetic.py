@@ -124,7 +124,7 @@ def test_training_set_is_long_tailed(demo: Path) -> None:
 
 
 def test_held_out_people_are_others(demo: Path) -> None:
-    records = RecordFile(demo / "heldout" / "heldout.rec")
+    records = RecordFile(demo / "heldout" / "train.rec")
     assert np.bincount(records.labels).tolist() == [6] * 5
     shown = decode(records.image_bytes(7)).astype(float)
     assert np.abs(shown - render(3, 7, 1, 24)).mean() < 12
@@ -156,7 +156,7 @@ def test_pairs_tell_the_truth(demo: Path) -> None:
 
 def test_workers_do_not_matter(demo: Path, tmp_path: Path) -> None:
     write_demo(tmp_path, **SMALL, images_head=4, images_tail=2, workers=2)
-    names = ["train.rec", "train.idx", "property", "heldout.bin", "head.bin", "tail.bin", "heldout/heldout.rec"]
+    names = ["train.rec", "train.idx", "property", "heldout.bin", "head.bin", "tail.bin", "heldout/train.rec"]
     assert all((tmp_path / name).read_bytes() == (demo / name).read_bytes() for name in names)
 
 
@@ -167,15 +167,25 @@ def test_older_files_stay(demo: Path) -> None:
     assert (demo / "train.rec").read_bytes() == before
 
 
+def test_replacing_leaves_nothing_of_a_packed_set(demo: Path, tmp_path: Path) -> None:
+    (tmp_path / "heldout").mkdir()
+    for name in ("train.rec", "train.idx", "names.txt", "classes.csv", "heldout/names.txt"):
+        (tmp_path / name).write_text("old")
+    write_demo(tmp_path, **SMALL, images_head=4, images_tail=2, workers=1, overwrite=True)
+    found = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {str(path.relative_to(demo)): path.read_bytes() for path in demo.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"size": 300}, "size = 300"),
         ({"head": 6}, "head = 6 of people = 6"),
         ({"held_out": 1}, "held_out = 1"),
-        ({"quality": 0}, "quality = 0"),
+        ({"difficulty": -1.0}, "difficulty = -1"),
+        ({"pairs": 40, "held_out_images": 1}, "5 people with 5 photos give 0 pairs of one person"),
         ({"images_tail": 0}, "images_tail = 0"),
-        ({"images_head": UNSEEN + 1}, "at most 1000000 training photos"),
+        ({"images_head": UNSEEN + 1}, "images_head = 1000001 and .* must be in 1..1000000"),
     ],
 )
 def test_impossible_demos(tmp_path: Path, change: dict, message: str) -> None:

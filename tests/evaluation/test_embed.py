@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ import torch
 from torch import nn
 
 from facetrain.config import ModelConfig
+from facetrain.data.encoded import Encoded
 from facetrain.data.images import decode, encode_jpeg
 from facetrain.data.pairs_file import write_bin
 from facetrain.distributed import World
 from facetrain.errors import InputError
 from facetrain.evaluation import embed as embed_module
-from facetrain.evaluation.embed import ListedImages, Verifier, embed, embed_to_npz
+from facetrain.evaluation.embed import Verifier, embed, embed_to_npz
 from facetrain.evaluation.extract import embed_blocks, evaluating
 from facetrain.evaluation.pairs import PairSet, verify
 from facetrain.models import normalise
@@ -43,7 +45,7 @@ class Toy(nn.Module):
         return self.norm(self.flat(x.flatten(1)))
 
 
-class Photos:
+class Photos(Encoded):
     def __init__(self, count, broken=(), side=SIZE):
         rng = np.random.default_rng(0)
         self.files = [encode_jpeg(rng.integers(0, 255, (side, side, 3), np.uint8)) for _ in range(count)]
@@ -80,8 +82,8 @@ class Together(World):
         assert len(rows) == len(self.own(total))
         return torch.cat(self.collect(rows))
 
-    def barrier(self):
-        self.lock.wait()
+    def share(self, thing):
+        return self.collect(thing)[0]
 
 
 def on_ranks(count, work):
@@ -206,33 +208,13 @@ def test_verifier_names_what_is_wrong():
         Verifier([_pair_set(), _pair_set()], SIZE)
     broken = _pair_set()
     broken.images[5] = b"nothing"
-    with pytest.raises(InputError, match=r"1 of 80 images cannot be read, the first: toy image 5 \(pair 2\)"):
+    # Twenty of its pairs show one image twice; 60 differ, and the broken one is the 61st.
+    with pytest.raises(InputError, match=r"1 of 61 images cannot be read, the first: toy image 5 \(pair 2\): not a"):
         Verifier([broken], SIZE).run(Toy())
     toy = Toy()
     toy.flat.bias.data[0] = torch.nan
     with pytest.raises(InputError, match="pair set toy: scores hold 40 values of 40 that are not finite"):
         Verifier([_pair_set()], SIZE).run(toy)
-
-
-def test_lists_with_and_without_labels(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_text("a b.jpg 3\n\nc.jpg -1\n")
-    read = ListedImages(path)
-    assert [read.where(i) for i in range(2)] == [str(tmp_path / "a b.jpg"), str(tmp_path / "c.jpg")]
-    assert read.labels.tolist() == [3, -1]
-    path.write_text("a b.jpg\n/c.jpg\n")
-    read = ListedImages(path)
-    assert [read.where(i) for i in range(2)] == [str(tmp_path / "a b.jpg"), "/c.jpg"]
-    assert read.labels.tolist() == [-1, -1]
-    path.write_text("a.jpg 1\nb.jpg\n")
-    with pytest.raises(InputError, match=r"list\.txt:2: label a line or none"):
-        ListedImages(path)
-    path.write_text("\n")
-    with pytest.raises(InputError, match="is empty"):
-        ListedImages(path)
-    path.write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(InputError, match="not UTF-8"):
-        ListedImages(path)
 
 
 @pytest.fixture
@@ -274,7 +256,9 @@ def test_the_file_with_unreadable_images(tmp_path):
         (tmp_path / f"{i}.jpg").write_bytes(photos.files[i])
     (tmp_path / "list.txt").write_text("0.jpg\n1.jpg\n2.jpg\n3.jpg\n")
     out = tmp_path / "out.npz"
-    with pytest.raises(InputError, match=r"1 of 4 images cannot be read, the first: .*2\.jpg: No such file"):
+    for error in on_ranks(2, lambda w: embed_to_npz(tmp_path, tmp_path / "list.txt", out, world=w)):
+        assert isinstance(error, InputError)
+    with pytest.raises(InputError, match=r"1 of 4 images cannot be read, the .*2\.jpg cannot be read: No such file"):
         embed_to_npz(tmp_path, tmp_path / "list.txt", out)
     assert not out.exists()
     skipped = embed_to_npz(tmp_path, tmp_path / "list.txt", out, skip_unreadable=True)
@@ -284,3 +268,47 @@ def test_the_file_with_unreadable_images(tmp_path):
         assert np.isnan(held["embeddings"]).all(1).tolist() == [False, False, True, False]
     with pytest.raises(InputError, match=r"must be an \.npz file in a folder that exists"):
         embed_to_npz(tmp_path, tmp_path / "list.txt", tmp_path / "no" / "out.npz")
+
+
+@pytest.mark.usefixtures("_toy_checkpoint")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_file_that_cannot_be_written_is_known_to_every_rank(tmp_path, monkeypatch, ranks):
+    monkeypatch.setattr(embed_module.embed_blocks, "__kwdefaults__", embed_blocks.__kwdefaults__ | {"block": 4})
+    photos = Photos(9)
+    for i, file in enumerate(photos.files):
+        (tmp_path / f"{i}.jpg").write_bytes(file)
+    source, out = tmp_path / "list.txt", tmp_path / "out.npz"
+    source.write_text("".join(f"{i}.jpg\n" for i in range(9)))
+
+    def attempt():
+        return on_ranks(ranks, lambda w: embed_to_npz(tmp_path, source, out, world=w, batch_size=1, flip=False))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for name in ("_add_names", "_add"):  # at the end, and from the start
+        monkeypatch.setattr(embed_module, name, full)
+        for error in attempt():
+            assert isinstance(error, InputError)
+            assert str(error) == f"{out} cannot be written: No space left on device"
+    assert {path.suffix for path in tmp_path.iterdir()} == {".jpg", ".txt"}
+
+
+def test_a_full_disk_ends_the_work_early():
+    photos = Photos(40)
+    toys = [Toy(), Toy()]
+
+    def work(world):
+        problem = []
+        blocks = embed_blocks(
+            toys[world.rank], photos, input_size=SIZE, batch_size=1, unreadable=[], world=world, flip=False, block=4
+        )
+        with closing(blocks):
+            rows = embed_module._until(problem, blocks, world)
+            if world.rank == 0:
+                next(rows)
+                problem.append("full")
+            return len(list(rows))
+
+    assert on_ranks(2, work) == [0, 1]
+    assert all(toy.seen == 2 for toy in toys)

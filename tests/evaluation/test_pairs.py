@@ -18,7 +18,7 @@ from sklearn.preprocessing import normalize
 
 from facetrain.data.pairs_file import write_bin
 from facetrain.errors import InputError
-from facetrain.evaluation.pairs import read_bin, read_verification, verify
+from facetrain.evaluation.pairs import DistinctImages, PairSet, read_bin, read_verification, verify
 
 IMAGES = [bytes([n % 251, 128 + n % 100]) * (n + 1) for n in range(40)]
 SAME = [n % 3 == 0 for n in range(20)]
@@ -231,6 +231,8 @@ def test_a_saved_result_is_read_back_whole(tmp_path):
     (tmp_path / "cut.npz").write_bytes((tmp_path / "bare.npz").read_bytes()[:500])
     with pytest.raises(InputError, match=r"cut\.npz is not a readable verification result"):
         read_verification(tmp_path / "cut.npz")
+    with pytest.raises(InputError, match=r"cut\.npz/lfw\.npz cannot be written: "):
+        result.save(tmp_path / "cut.npz" / "lfw.npz")
 
 
 def test_embeddings_that_cannot_be_scored_are_named():
@@ -248,3 +250,12 @@ def test_reading_takes_no_import_of_torch():
     code = "import facetrain.evaluation.pairs, sys; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert io.StringIO(found.stdout).read().strip() == "False"
+
+
+def test_repeated_images_are_embedded_once():
+    pairs = PairSet("p", [bytes([c]) * 9 for c in b"abaccb"], np.array([True, False, True]))
+    distinct = DistinctImages(pairs)
+    assert all(distinct.encoded(row) is pairs.images[first] for row, first in ((0, 0), (1, 1), (2, 3)))  # no copies
+    assert [distinct.encoded(i) for i in range(len(distinct))] == [b"a" * 9, b"b" * 9, b"c" * 9]
+    assert distinct.row.tolist() == [0, 1, 0, 2, 2, 1]
+    assert distinct.where(2) == pairs.where(3)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import facetrain.checkpoint
 from facetrain.config import ModelConfig
+from facetrain.data.encoded import Encoded
 from facetrain.data.images import decode, encode_jpeg
 from facetrain.data.pairs_file import write_bin
 from facetrain.errors import InputError
@@ -24,7 +25,7 @@ from facetrain.evaluation.rundir import read_run
 PAIRS = 400
 
 
-class Album:
+class Album(Encoded):
     """Person p's photos have the red value 40 * p."""
 
     labels = np.repeat(np.arange(3), (7, 3, 1)).astype(np.int64)
@@ -229,11 +230,18 @@ def test_what_is_no_run_or_damaged_is_named(run_dir, tmp_path):
     with pytest.raises(InputError, match=r"versions\.json cannot be read"):
         write_report(run_dir)
     assert not (run_dir / "report.html").exists()
+    (run_dir / "versions.json").unlink()
+    (run_dir / "report.html").mkdir()
+    with pytest.raises(InputError, match=r"report\.html cannot be written: Is a directory"):
+        write_report(run_dir)
+    assert not [path for path in run_dir.iterdir() if path.name.endswith(".tmp")]
 
 
 def test_log_of_a_resumed_run(run_dir):
     run = read_run(run_dir)
     assert [line["step"] for line in run.train] == list(range(1, 41))
+    save_verification(run_dir, "aaa", _result())  # of no line in the log
+    assert [name for name, _ in read_run(run_dir).results] == ["lfw", "agedb", "aaa"]
     assert {name: [line["step"] for line in lines] for name, lines in run.verifications.items()} == {
         "lfw": [20, 40],
         "agedb": [20, 40],
@@ -275,3 +283,6 @@ def test_run_lfw_writes_what_it_prints(tmp_path, monkeypatch, capsys):
         run_lfw(tmp_path, [])
     with pytest.raises(InputError, match=r"must be a \.json file"):
         run_lfw(tmp_path, [tmp_path / "toy.bin"], output=tmp_path / "out.txt")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(InputError, match=r"folder\.json cannot be written: Is a directory"):
+        run_lfw(tmp_path, [tmp_path / "toy.bin"], output=tmp_path / "folder.json")

@@ -1,0 +1,43 @@
+"""The folder that a data set is written to: what belongs to a set there, and what an older set leaves behind."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from facetrain.errors import InputError
+
+TRAIN = "train.rec"
+HELD_OUT = "heldout"
+_SET = (TRAIN, "train.idx", "property", "names.txt")
+# What says something about the training set beside it, whichever command wrote it.
+_SIDECARS = (
+    "names.txt",
+    "classes.csv",
+    "heldout.bin",
+    "head.bin",
+    "tail.bin",
+    *(f"{HELD_OUT}/{name}" for name in (*_SET, "train.index.npy")),
+)
+
+
+def check_room(out: Path, force: bool) -> None:
+    """Refuse a folder that cannot be written to, or that holds a data set or a part of one without ``force``.
+
+    Raises:
+        InputError: ``out`` or a folder above it is a file, or a set is there already.
+    """
+    nearest = next((place for place in (out, *out.parents) if place.exists()), None)
+    if nearest is not None and not nearest.is_dir():
+        raise InputError(f"{nearest} is a file; expected a folder, which is made where it is missing")
+    there = [out / name for name in (TRAIN, "property", *_SIDECARS) if (out / name).exists()]
+    if there and not force:
+        raise InputError(f"{there[0]} is there already: choose another folder, or replace it with --force")
+
+
+def clear_sidecars(out: Path) -> None:
+    """Remove what would say wrong things about a new training set; for just before that one gets its name."""
+    for name in _SIDECARS:
+        (out / name).unlink(missing_ok=True)
+    with suppress(OSError):  # not there, or the user keeps something in it
+        (out / HELD_OUT).rmdir()

@@ -1,0 +1,63 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from facetrain.processes import orderly_end
+
+
+def end_oneself(number, left):
+    with orderly_end():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        finally:
+            left.append(True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_orderly_end(number):
+    before = signal.getsignal(number)
+    left = []
+    with pytest.raises(SystemExit) as caught:
+        end_oneself(number, left)
+    assert caught.value.code == 128 + number
+    assert left == [True]
+    assert signal.getsignal(number) is before
+
+
+def lives(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's death")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_command_leaves_no_worker(tmp_path, number):
+    command = [sys.executable, "-m", "facetrain", "data", "demo", str(tmp_path / "demo"), "--workers", "2"]
+    parent = subprocess.Popen([*command, "--people", "4000", "--head", "400"], stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 30
+        workers: list[int] = []
+        while len(workers) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+            tasks = Path(f"/proc/{parent.pid}/task").glob("*/children")
+            workers = [int(word) for path in tasks for word in path.read_text().split()]
+        assert len(workers) == 2
+        assert (tmp_path / "demo" / ".train.rec.part").exists()
+        time.sleep(0.5)
+        parent.send_signal(number)
+        assert parent.wait(10) == (143 if number == signal.SIGTERM else -number)
+        while any(map(lives, workers)) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not any(map(lives, workers))
+    finally:
+        parent.kill()
+        parent.wait()
+    assert (tmp_path / "demo").exists() == (number == signal.SIGKILL)
