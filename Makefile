@@ -18,10 +18,11 @@ help:
 setup: $(INSTALLED)
 
 $(INSTALLED): setup.cfg pyproject.toml tools/constraints.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "facetrain needs Python 3.11 or newer, not " + sys.version'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint tools/constraints.txt --editable '.[dev,onnx]'
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "facetrain needs Python 3.11 or newer: make PYTHON=...")'
+	@echo "Installing into $(VENV), once; a few minutes, most of them for PyTorch."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint tools/constraints.txt --editable '.[dev,onnx]'
+	@touch $@
 
 demo: $(INSTALLED) data/demo/tail.bin
 	$(BIN)/torchrun --standalone --nproc-per-node $$($(BIN)/python -c 'import torch; print(torch.cuda.device_count() or 2)') \

@@ -31,7 +31,7 @@ def versions() -> dict[str, str]:
 def circumstances() -> dict[str, str]:
     """Versions and, beside them, the command line, the date (UTC), the host and its processor."""
     return versions() | {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "host": socket.gethostname(),
         "processor": f"{_processor()}, {os.cpu_count()} cores",
@@ -52,6 +52,11 @@ def commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return head.strip() + ("+changes" if changes.strip() else "")
+
+
+def _command() -> str:
+    name = Path(sys.argv[0]).name
+    return shlex.join([*(["python", "-m", "facetrain"] if name == "__main__.py" else [name]), *sys.argv[1:]])
 
 
 def _processor() -> str:
