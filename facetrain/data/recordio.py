@@ -130,8 +130,7 @@ def read_property(path: Path) -> tuple[int, int, int] | None:
 
 def _count_classes(path: Path, index: Index) -> int:
     found = read_property(path.with_name("property"))
-    largest = int(index.labels.argmax())
-    highest = int(index.labels[largest])
+    highest = int(index.labels.max())  # argmax would copy the read-only map
     if found is None and index.identities == 0:
         return highest + 1
     if found is not None and index.identities not in (0, found[0]):
@@ -141,6 +140,7 @@ def _count_classes(path: Path, index: Index) -> int:
         )
     classes, source = (index.identities, "record 0") if found is None else (found[0], "property")
     if highest >= classes:
+        largest = int(index.labels.argmax())
         raise InputError(
             f"{path} record {index.number(largest)} at byte {index.offsets[largest]}: label {highest}; "
             f"expected a class 0..{classes - 1}, as {source} counts {classes}"

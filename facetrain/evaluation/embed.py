@@ -102,6 +102,11 @@ class Verifier:
             if names.count(name) > 1:
                 raise InputError(f"two pair sets are named {name}; results are kept by that name, so rename one file")
 
+    @property
+    def distinct_images(self) -> int:
+        """How many images a run embeds; one that a set repeats counts once."""
+        return sum(map(len, self._distinct))
+
     def run(
         self, backbone: nn.Module, world: World | None = None, progress: Progress | None = None
     ) -> list[tuple[str, Verification]]:

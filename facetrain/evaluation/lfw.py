@@ -65,7 +65,9 @@ def run_lfw(
         name = fingerprint(checkpoint)
         out = console()
         out.print(verification_table(results))
-        out.print(f"model {name[:16]}, {sum(map(len, verifier.sets))} images in {seconds:.1f} s", highlight=False)
+        out.print(
+            f"model {name[:16]}, {verifier.distinct_images:,} distinct images in {seconds:.1f} s", highlight=False
+        )
         if output is not None:
             sets = {one: result.record() for one, result in results}
             report = {"model": name, "checkpoint": str(checkpoint), "seconds": round(seconds, 2), "sets": sets}
