@@ -1,4 +1,4 @@
-"""The one exception that is a user's mistake and not ours."""
+"""What goes wrong through no fault of the code: a user's mistake, or a run that cannot go on."""
 
 
 class InputError(ValueError):
