@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from facetrain.checkpoint_files import (
+    BACKBONE,
     FORMAT,
     MANIFEST,
     PREFIX,
@@ -88,7 +89,7 @@ def save(
     written = [_write(growing / f"classifier-{world.rank:05d}-of-{world.size:05d}.safetensors", sharded, span)]
     if world.rank == 0:
         described = {"model": model.model_dump_json(), "step": str(step)}
-        written.append(_write(growing / "backbone.safetensors", backbone.state_dict(), described))
+        written.append(_write(growing / BACKBONE, backbone.state_dict(), described))
         if state := _optimizer_state(backbone, optimizer):  # plain SGD has none
             written.append(_write(growing / "optimizer.safetensors", state, {}))
     files = {name: entry for part in world.collect(dict(written)) for name, entry in part.items()}
@@ -98,7 +99,7 @@ def save(
         sync_folder(growing)
         put_in_place(growing, final)
         others = [path for path in listed(folder) if path != final]
-        for old in others[: len(others) - keep + 1]:
+        for old in others[: max(0, len(others) - (keep - 1))]:
             shutil.rmtree(old, ignore_errors=True)  # what cannot be removed costs space, not the run
     world.barrier()
     return final
@@ -111,14 +112,15 @@ def load_training(
     optimizer: torch.optim.Optimizer,
     sharded: dict[str, Tensor],
     classes: range,
-) -> None:
-    """Fill a freshly built training state, in place, from a checkpoint of any number of ranks.
+) -> int:
+    """Fill a freshly built training state, in place, from a checkpoint of any number of ranks; the updates it has made.
 
     Raises:
         InputError: the checkpoint is of another model, optimiser or classifier.
     """
-    _fill_module(backbone, path / "backbone.safetensors")
-    if "optimizer.safetensors" in read_manifest(path)["files"]:
+    _fill_module(backbone, path / BACKBONE)
+    manifest = read_manifest(path)
+    if "optimizer.safetensors" in manifest["files"]:
         _fill_optimizer(backbone, optimizer, path / "optimizer.safetensors")
     filled = 0
     for file in sorted(path.glob("classifier-*.safetensors")):
@@ -144,10 +146,11 @@ def load_training(
         raise InputError(
             f"checkpoint {path} holds {filled} of this rank's {len(classes)} classes; is it of another data set?"
         )
+    return int(manifest["step"])
 
 
 def find(path: Path) -> Path:
-    """The checkpoint meant by ``path``: itself, or the newest good one of a run's folder.
+    """The checkpoint meant by ``path``: itself, or the newest of a run's folder whose backbone is undamaged.
 
     Raises:
         InputError: there is none.
@@ -156,10 +159,13 @@ def find(path: Path) -> Path:
         raise InputError(
             f"checkpoint {path} does not exist; expected a run's folder, one of its checkpoints or a .safetensors file"
         )
-    if (path / MANIFEST).is_file() or path.is_file():
+    if path.is_file():
+        return path
+    if (path / MANIFEST).is_file():
+        verify(path, [BACKBONE])
         return path
     for folder in (path / "checkpoints", path):
-        good, problems = newest_good(folder)
+        good, problems = newest_good(folder, [BACKBONE])
         if good:
             return good
         if problems:
@@ -179,9 +185,7 @@ def load_backbone(path: Path) -> tuple[nn.Module, ModelConfig]:
         InputError: nothing of the kind there, or damaged.
     """
     found = find(path)
-    if found.is_dir():
-        verify(found)
-    file = found / "backbone.safetensors" if found.is_dir() else found
+    file = found / BACKBONE if found.is_dir() else found
     with _opened(file) as tensors:
         described = (tensors.metadata() or {}).get("model")
     if described is None:
@@ -195,7 +199,9 @@ def load_backbone(path: Path) -> tuple[nn.Module, ModelConfig]:
 def fingerprint(path: Path) -> str:
     """SHA-256 of the backbone's file, which names the model in results."""
     found = find(path)
-    return sha256(found / "backbone.safetensors" if found.is_dir() else found)
+    if found.is_dir():
+        return str(read_manifest(found)["files"][BACKBONE]["sha256"])
+    return sha256(found)
 
 
 def write_backbone(file: Path, backbone: nn.Module, model: ModelConfig, **about: str) -> None:

@@ -1,5 +1,4 @@
-"""Checkpoint folders as files: which there are, whether they are whole, what their manifests say. No tensors, no
-torch."""
+"""Checkpoint folders as files: which there are, whether they are whole, what their manifests say; without torch."""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from facetrain.errors import InputError
 FORMAT = 1
 MANIFEST = "manifest.json"
 PREFIX = "step_"
+BACKBONE = "backbone.safetensors"
 _MANIFEST_KEYS = {"format": int, "step": int, "num_classes": int, "num_images": int, "config": dict, "files": dict}
 
 
@@ -23,12 +24,12 @@ def listed(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"{PREFIX}*/{MANIFEST}"))
 
 
-def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
+def newest_good(folder: Path, names: Sequence[str] | None = None) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies (None: there is none), and what is wrong with the newer ones."""
     problems = []
     for path in reversed(listed(folder)):
         try:
-            verify(path)
+            verify(path, names)
         except InputError as problem:
             problems.append(str(problem))
         else:
@@ -36,15 +37,17 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files all have the recorded size and SHA-256.
+def verify(path: Path, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files ``names`` (None: all) have the recorded size and SHA-256.
 
     Raises:
         InputError: which file is missing or differs.
     """
     manifest = read_manifest(path)
-    for name, entry in manifest["files"].items():
-        file = path / name
+    for name in manifest["files"] if names is None else names:
+        file, entry = path / name, manifest["files"].get(name)
+        if entry is None:
+            raise InputError(f"checkpoint {path} does not hold {name}; take an older checkpoint")
         if not file.is_file():
             raise InputError(f"checkpoint {path} lacks {name}; take an older checkpoint")
         size = file.stat().st_size
@@ -69,6 +72,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise InputError(f"checkpoint {path} has format {manifest.get('format')}; this facetrain reads format {FORMAT}")
     return manifest
+
+
+def last_good(folder: Path) -> str:
+    """What a run that broke down can go on from, in words."""
+    good = listed(folder)
+    return f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
 
 
 def put_in_place(growing: Path, final: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +28,6 @@ class World:
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def own(self, total: int) -> range:
@@ -38,10 +36,7 @@ class World:
 
     def gather_rows(self, rows: Tensor, total: int) -> Tensor:
         """Every rank's rows, in rank order: (own, ...) -> (total, ...); ``rows`` must hold ``own(total)`` rows."""
-        if len(rows) != len(self.own(total)):
-            raise ValueError(
-                f"rank {self.rank} holds {len(rows)} rows where {len(self.own(total))} of {total} are its own"
-            )
+        assert len(rows) == len(self.own(total)), f"rank {self.rank}: {len(rows)} of {total} rows"
         if self.size == 1:
             return rows
         largest = len(split(total, self.size, 0))
@@ -70,17 +65,13 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def max_(self, tensor: Tensor) -> Tensor:
-        """Maximum over ranks, in place."""
-        if self.size > 1:
-            dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return tensor
-
     def largest(self, number: int) -> int:
-        """The largest of the ranks' numbers (below 2**53), known to the host of each."""
+        """The largest of the ranks' numbers (below 2**53), as a Python int on every rank."""
         if self.size == 1:
             return number
-        return int(self.max_(torch.tensor([number], dtype=torch.float64, device=self.device)).item())
+        everyone = torch.tensor([number], dtype=torch.float64, device=self.device)
+        dist.all_reduce(everyone, dist.ReduceOp.MAX)
+        return int(everyone.item())
 
     def share(self, thing: Any) -> Any:
         """Rank 0's small picklable object on every rank."""
@@ -101,7 +92,7 @@ class World:
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.size > 1:
-            dist.barrier(device_ids=[self.local_rank] if self.device.type == "cuda" else None)
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def data_parallel(self, module: nn.Module) -> nn.Module:
         """``module`` with gradients averaged over ranks after each backward pass."""
@@ -113,7 +104,7 @@ class World:
         no_sync: dict[str, Any] = {name: False}
         return DistributedDataParallel(
             module,
-            device_ids=[self.local_rank] if self.device.type == "cuda" else None,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             **no_sync,
         )
@@ -216,15 +207,10 @@ def joined(device: str = "auto", timeout: float = 600.0) -> Iterator[World]:
         device_id=chosen if chosen.type == "cuda" else None,
     )
     try:
-        yield World(rank, size, local, chosen)
+        yield World(rank, size, chosen)
     except BaseException:
         # NCCL's teardown waits for ranks that wait for this one; leaving without it lets the error be told at once.
         if backend == "gloo":
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
-
-
-def host() -> str:
-    """This machine's name, for messages."""
-    return socket.gethostname()

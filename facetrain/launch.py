@@ -15,11 +15,10 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 GRACE = 60  # seconds that workers have to save and leave after a signal
-_BOUNCE = 1.0  # seconds within which a second Ctrl-C is the first one again: some wrappers pass it on twice
 _LAUNCHER = "FACETRAIN_LAUNCHER"  # in a worker's environment: the launcher's process id
 
 
@@ -237,7 +235,7 @@ def _signals(grace: int) -> Iterator[list[float]]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         again = bool(since)
-        if again and (number != signal.SIGINT or time.monotonic() - since[0] < _BOUNCE):
+        if again and (number != signal.SIGINT or time.monotonic() - since[0] < processes.BOUNCE):
             return
         if again:
             _say("ending the workers at once; the newest checkpoint is kept")
@@ -251,13 +249,5 @@ def _signals(grace: int) -> Iterator[list[float]]:
         _say(f"{name}: workers may save and leave, up to {grace} s; Ctrl-C ends it at once")
         raise SignalException(name, signal.Signals(number))
 
-    before: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                before[number] = signal.signal(number, stop)
-    try:
+    with processes.handling([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], stop):
         yield since
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

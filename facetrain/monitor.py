@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from facetrain.atomic import replacing
 from facetrain.console import console
 
 _PLAIN_SECONDS = 10.0  # without a terminal, at most one progress line in this time
@@ -52,7 +53,7 @@ class Monitor:
         )
         self._task = self._progress.add_task("training", total=total_steps, completed=start_step, numbers="")
         self._started = self._last_time = self._last_plain = time.monotonic()
-        self._first_step = self._last_step = start_step
+        self._first_step = start_step
 
     def __enter__(self) -> Monitor:
         if self.active:
@@ -71,14 +72,14 @@ class Monitor:
         """One line to the person at the console."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def train(self, step: int, epoch: float, loss: float, lr: float, images: int) -> None:
+    def interval(self, step: int, epoch: float, loss: float, lr: float, images: int) -> None:
         """Numbers of the interval that ended with update ``step``; ``images`` were seen in it by all ranks."""
         if not self.active:
             return
         now = time.monotonic()
         seconds = max(now - self._last_time, 1e-9)
         rate, memory = images / seconds, memory_gib(self.device)
-        self._last_time, self._last_step = now, step
+        self._last_time = now
         self._record(
             {"kind": "train", "step": step, "epoch": round(epoch, 4), "loss": loss, "lr": lr}
             | {
@@ -125,9 +126,8 @@ class Monitor:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue
-        growing = file.with_suffix(".tmp")
-        growing.write_text("".join(kept))
-        growing.replace(file)
+        with replacing(file) as growing:
+            growing.write_text("".join(kept))
 
 
 def _clock(seconds: float) -> str:

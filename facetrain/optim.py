@@ -44,20 +44,19 @@ def learning_rate(step: int, total_steps: int, steps_per_epoch: int, peak: float
     return config.min_lr + (peak - config.min_lr) * shape
 
 
-def clip_gradients(own: Iterable[Tensor], sharded: Iterable[Tensor], largest: float, world: World) -> None:
+def clip_gradients(replicated: Iterable[Tensor], sharded: Iterable[Tensor], largest: float, world: World) -> None:
     """Scale the ``grad`` of all given parameters in place so that their common norm is at most ``largest``.
 
     Args:
-        own: parameters whose gradient is the same on every rank (the backbone's, after DDP).
-        sharded: parameters of which each rank holds a piece (the classifier's rows); empty to leave them out of the
-        norm
-            and untouched.
+        replicated: parameters whose gradient is the same on every rank (the backbone's, after DDP).
+        sharded: parameters of which each rank holds a shard (the classifier's rows); empty to leave them out of the
+            norm and untouched.
         largest: the norm's bound.
-        world: for the sum of the pieces' squares; no look at the device.
+        world: for the sum of the shards' squares; the host does not wait for the device.
     """
-    own, sharded = list(own), list(sharded)
-    squared = get_total_norm([p.grad for p in own if p.grad is not None]).double().square()
+    replicated, sharded = list(replicated), list(sharded)
+    squared = get_total_norm([p.grad for p in replicated if p.grad is not None]).double().square()
     if sharded:
-        pieces = get_total_norm([p.grad for p in sharded if p.grad is not None]).double().square()
-        squared = squared + world.sum_(pieces.to(squared.device))
-    clip_grads_with_norm_([*own, *sharded], largest, squared.sqrt())
+        shards = get_total_norm([p.grad for p in sharded if p.grad is not None]).double().square()
+        squared = squared + world.sum_(shards.to(squared.device))
+    clip_grads_with_norm_([*replicated, *sharded], largest, squared.sqrt())

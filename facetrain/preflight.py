@@ -1,26 +1,32 @@
-"""What can be known to fail before any process is started or anything written: data, batch sizes, output folder,
-resume."""
+"""What can be known to fail before any process is started or anything is written."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from facetrain.checkpoint_files import listed, read_manifest
 from facetrain.config import Config
 from facetrain.data.dataset import Images, open_images
 from facetrain.data.sampler import steps_per_epoch
 from facetrain.errors import InputError
-from facetrain.evaluation.pairs import read_bin
+from facetrain.evaluation.pairs import PairSet, read_bin
 
 # What the weights, or the position in the data, mean something else without.
 _FIXED = ("seed", "model", "optim.name", "train.batch_size", "train.accumulation")
 _FREE = ("model.gradient_checkpointing", "model.compile", "model.dropout")
 
 
-def check(config: Config, ranks: int) -> Images:
-    """Open the training images and check everything about a run that needs no GPU and no other rank.
+class Inputs(NamedTuple):
+    """What a run reads, opened."""
+
+    images: Images
+    pair_sets: list[PairSet]
+
+
+def check(config: Config, ranks: int) -> Inputs:
+    """Open what a run reads and check everything about it that needs no GPU and no other rank.
 
     Raises:
         InputError: the first thing that cannot work.
@@ -42,10 +48,9 @@ def check(config: Config, ranks: int) -> Images:
             f"train.accumulation {config.train.accumulation}; batch norm needs 2: set train.batch_size to at least "
             f"{2 * ranks * config.train.accumulation}"
         )
-    for path in config.evaluate.sets:
-        read_bin(path)
+    inputs = Inputs(images, [read_bin(path) for path in config.evaluate.sets])
     _check_output(config, images)
-    return images
+    return inputs
 
 
 def _check_output(config: Config, images: Images) -> None:

@@ -1,4 +1,4 @@
-"""Processes that end together, and leave their work in order when they are told to end."""
+"""Processes that end together, and signals that end them in good order."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+BOUNCE = 1.0
+"""Seconds within which a second Ctrl-C is the first one again: some wrappers pass it on twice."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -27,19 +30,53 @@ def follow(parent: int) -> None:
 
 
 @contextmanager
+def handling(numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within the block ``handler`` gets these signals, but for those that were ignored before, as nohup does.
+
+    Outside of the main thread, which alone may do this, nothing changes.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+@contextmanager
 def orderly_end() -> Iterator[None]:
     """Within the block SIGTERM and SIGHUP raise SystemExit(128 + signal), so that half-written files are removed."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                before[number] = signal.signal(number, leave)
-    try:
+    with handling([signal.SIGTERM, signal.SIGHUP], leave):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+class StopRequest:
+    """SIGINT and SIGTERM ask the run to save and leave; a second SIGINT, :data:`BOUNCE` later, interrupts at once.
+
+    Attributes:
+        signal: the last one's number; 0 before any.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._noted = 0.0
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Take the two signals within the context."""
+        with handling([signal.SIGINT, signal.SIGTERM], self._note):
+            yield self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.signal and number == signal.SIGINT and now - self._noted > BOUNCE:
+            raise KeyboardInterrupt
+        self.signal, self._noted = number, now

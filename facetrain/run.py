@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -11,20 +12,21 @@ from typing import Any
 import torch
 
 from facetrain import preflight, recipe
-from facetrain.checkpoint_files import listed, newest_good, read_manifest, set_aside_newer
+from facetrain.atomic import replacing
+from facetrain.checkpoint_files import last_good, listed, newest_good, read_manifest, set_aside_newer
 from facetrain.config import Config
-from facetrain.data.dataset import Images
 from facetrain.data.loader import Loader
 from facetrain.distributed import World, joined
-from facetrain.errors import InputError
+from facetrain.errors import InputError, RunError
 from facetrain.evaluation.embed import Verifier
 from facetrain.evaluation.lfw import verification_table
 from facetrain.evaluation.pairs import Verification
 from facetrain.evaluation.report import save_verification, write_report
 from facetrain.monitor import Monitor
 from facetrain.optim import learning_rate
+from facetrain.processes import StopRequest
 from facetrain.provenance import circumstances, versions
-from facetrain.train import StopRequest, build_state, check_finite, train_step
+from facetrain.train import build_state, train_step
 
 
 def train(config: Config) -> int:
@@ -34,20 +36,21 @@ def train(config: Config) -> int:
         InputError: the data, the output folder or the number of ranks do not fit the recipe.
         RunError: the loss is not finite.
     """
-    images = preflight.check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    inputs = preflight.check(config, int(os.environ.get("WORLD_SIZE", "1")))
     with joined(config.device, config.train.timeout) as world, StopRequest().listening() as stop:
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         torch.backends.cudnn.allow_tf32 = config.train.tf32
         torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
-        return _Run(config, images, world, stop).train()
+        return _Run(config, inputs, world, stop).train()
 
 
 class _Run:
     """One run on one rank."""
 
-    def __init__(self, config: Config, images: Images, world: World, stop: StopRequest) -> None:
-        self.config, self.images, self.world, self.stop = config, images, world, stop
+    def __init__(self, config: Config, inputs: preflight.Inputs, world: World, stop: StopRequest) -> None:
+        self.config, self.images, self.world, self.stop = config, inputs.images, world, stop
+        images = inputs.images
         self.loader = Loader(
             images,
             config.data,
@@ -62,10 +65,11 @@ class _Run:
         self.total_steps = config.train.epochs * self.loader.steps_per_epoch
         self.state = build_state(config, images.num_classes, world)
         self.verifier = Verifier(
-            config.evaluate.sets, config.model.input_size, config.evaluate.batch_size, config.evaluate.flip
+            inputs.pair_sets, config.model.input_size, config.evaluate.batch_size, config.evaluate.flip
         )
         self.about: dict[str, Any] = {
             "config": config.model_dump(mode="json"),
+            "num_classes": images.num_classes,
             "num_images": len(images),
             "versions": versions(),
         }
@@ -109,9 +113,14 @@ class _Run:
             stopped_by = self._agree() if log or self.world.device.type == "cpu" else 0
             if log or stopped_by:
                 steps = state.step - interval_start
-                loss = losses.item() / steps  # the one look at the device
-                check_finite(loss, interval_start + 1, state.step, config.output)
-                monitor.train(state.step, state.step / per_epoch, loss, lr, steps * config.train.batch_size)
+                loss = losses.item() / steps  # the one wait for the device
+                if not math.isfinite(loss):
+                    good = last_good(config.output / "checkpoints")
+                    raise RunError(
+                        f"the loss is {loss} between steps {interval_start + 1} and {state.step}; {good}; "
+                        "try a lower optim.lr, optim.clip_norm or warm-up"
+                    )
+                monitor.interval(state.step, state.step / per_epoch, loss, lr, steps * config.train.batch_size)
                 losses.zero_()
                 interval_start = state.step
             if stopped_by:
@@ -189,8 +198,12 @@ class _Run:
         if self.world.rank == 0:
             output.mkdir(parents=True, exist_ok=True)
             details = circumstances() | {"ranks": str(self.world.size), "device": self.world.device.type}
-            (output / "versions.json").write_text(json.dumps(details, indent=1) + "\n")
-            (output / "config.yaml").write_text(recipe.dump(self.config))
+            for name, text in (
+                ("versions.json", json.dumps(details, indent=1) + "\n"),
+                ("config.yaml", recipe.dump(self.config)),
+            ):
+                with replacing(output / name) as growing:
+                    growing.write_text(text)
         self.world.barrier()
         if self.world.largest(int(not (output / "config.yaml").exists())):
             raise InputError(f"output: {output} is not on a file system that all machines share; choose one that is")

@@ -1,23 +1,18 @@
-"""Training: records -> batches -> embeddings -> sharded logits -> loss -> update -> checkpoint -> evaluation ->
-report."""
+"""One update: batches -> embeddings -> sharded logits -> loss -> step; and the state that it changes."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import signal
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from facetrain import checkpoint
-from facetrain.checkpoint_files import listed, read_manifest
+from facetrain.checkpoint_files import last_good
 from facetrain.classifier.partial_fc import PartialFC
 from facetrain.config import Config
 from facetrain.data.loader import Batch
@@ -62,7 +57,8 @@ class TrainState:
         tensors = [*self.backbone.state_dict().values(), *self.classifier.sharded_state().values()]
         finite = torch.stack([tensor.sum(dtype=torch.float64) for tensor in tensors]).isfinite().all()
         if self.world.largest(int(not finite)):
-            raise RunError(f"the weights are not finite after step {self.step}; {last_good(self.config.output)}")
+            good = last_good(self.config.output / "checkpoints")
+            raise RunError(f"the weights are not finite after step {self.step}; {good}; try a lower optim.lr")
         return checkpoint.save(
             self.config.output / "checkpoints",
             self.step,
@@ -71,22 +67,20 @@ class TrainState:
             optimizer=self.optimizer,
             sharded=self.classifier.sharded_state(),
             classes=self.classifier.classes,
-            about={**about, "num_classes": self.classifier.num_classes},
+            about=about,
             world=self.world,
             keep=self.config.train.keep_checkpoints,
         )
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint of any number of ranks."""
-        manifest = read_manifest(path)
-        checkpoint.load_training(
+        self.step = checkpoint.load_training(
             path,
             backbone=self.backbone,
             optimizer=self.optimizer,
             sharded=self.classifier.sharded_state(),
             classes=self.classifier.classes,
         )
-        self.step = manifest["step"]
 
 
 def build_state(config: Config, num_classes: int, world: World) -> TrainState:
@@ -110,10 +104,10 @@ def build_state(config: Config, num_classes: int, world: World) -> TrainState:
 
 
 def _settle(parallel: nn.Module, input_size: int, device: torch.device) -> None:
-    """One pass over black images, of which nothing stays but DDP's final grouping of the gradients.
+    """Two passes over black images, of which nothing stays but DDP's final grouping of the gradients.
 
-    DDP groups them anew after its first backward pass. Sums over three and more ranks depend on the grouping in their
-    last bit, and a resumed run would make its first update with another than the undisturbed run.
+    DDP groups them anew at the second forward pass. Sums over three and more ranks depend on the grouping in their last
+    bit, and a resumed run would make its first update with another than the undisturbed run.
     """
     before = [buffer.clone() for buffer in parallel.buffers()]
     for _ in range(2):
@@ -126,21 +120,20 @@ def _settle(parallel: nn.Module, input_size: int, device: torch.device) -> None:
 
 
 def train_step(state: TrainState, batches: Sequence[Batch], lr: float) -> Tensor:
-    """One update from the micro-batches of one global batch; the mean loss over all ranks, float64 scalar, on the
-    device.
+    """One update from the micro-batches of a global batch; the mean loss of all ranks, a float64 scalar on the device.
 
-    Shapes: b own images and G images of all ranks in a micro-batch, D embedding size.
+    Shapes: B own images and G images of all ranks in a micro-batch, D embedding size.
     """
     world, classifier = state.world, state.classifier
     state.optimizer.zero_grad(set_to_none=True)
-    torch.manual_seed(_torch_seed(state.config.seed, _DROPOUT, state.step, world.rank))  # a resumed run drops the same
+    torch.manual_seed(_torch_seed(state.config.seed, _DROPOUT, state.step, world.rank))  # dropout
     classifier.begin(np.concatenate([batch.labels for batch in batches]), state.step)
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     for number, batch in enumerate(batches, start=1):
-        images = batch.images.to(world.device, non_blocking=True)  # (b, H, W, 3) uint8
+        images = batch.images.to(world.device, non_blocking=True)  # (B, H, W, 3) uint8
         with _accumulating(state, last=number == len(batches)):
             with _precision(state):
-                embeddings = state.parallel(normalise(images))  # (b, D)
+                embeddings = state.parallel(normalise(images))  # (B, D)
             embeddings = embeddings.to(classifier.weight.dtype)
             everyone = gather_embeddings(embeddings, world, len(batch.labels))  # (G, D)
             loss = classifier.loss(everyone, batch.labels) / len(batches)  # scalar, equal on every rank
@@ -175,45 +168,3 @@ def _clip(state: TrainState) -> None:
 
 def _torch_seed(*key: int) -> int:
     return int(bits(*key) >> np.uint64(1))
-
-
-class StopRequest:
-    """SIGINT and SIGTERM ask the run to save and leave; a second SIGINT, a second later or more, interrupts at once."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._noted = 0.0
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[StopRequest]:
-        """Handle the two signals within the context, as before outside it."""
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        # Some wrappers pass one Ctrl-C on twice.
-        if self.signal and number == signal.SIGINT and now - self._noted > 1:
-            raise KeyboardInterrupt
-        self.signal, self._noted = number, now
-
-
-def check_finite(loss: float, first: int, last: int, output: Path) -> None:
-    """Stop the run where the mean loss of updates first..last is not finite.
-
-    Raises:
-        RunError: with the interval, the newest checkpoint and what to try.
-    """
-    if not math.isfinite(loss):
-        raise RunError(f"the loss is {loss} between steps {first} and {last}; {last_good(output)}")
-
-
-def last_good(output: Path) -> str:
-    """What a run that broke down can go on from, and what to try."""
-    good = listed(output / "checkpoints")
-    kept = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-    return f"{kept}; try a lower optim.lr, optim.clip_norm or warm-up"

@@ -25,7 +25,7 @@ def _config(output, optim="sgd", **model):
 
 
 def _about(config):
-    return {"config": config.model_dump(mode="json"), "num_images": 100}
+    return {"config": config.model_dump(mode="json"), "num_classes": CLASSES, "num_images": 100}
 
 
 def _trained_state(config, world, steps=2):
@@ -99,6 +99,17 @@ def test_only_the_newest_are_kept_and_nothing_else_lies_about(run):
     state.save(_about(config))
     assert [path.name for path in (run / "checkpoints").iterdir() if path.name.startswith(".")] == []
     assert [path.name for path in listed(run / "checkpoints")] == ["step_00000003", "step_00000004"]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_as_many_are_kept_as_asked(tmp_path, keep):
+    config = Config.model_validate(_config(tmp_path / "run").model_dump() | {"train": {"keep_checkpoints": keep}})
+    state = _trained_state(config, World())
+    for step in range(6):
+        state.step = step
+        state.save(_about(config))
+        steps = [int(path.name[-8:]) for path in listed(config.output / "checkpoints")]
+        assert steps == list(range(max(0, step - keep + 1), step + 1))
 
 
 def _flip_a_bit(file):

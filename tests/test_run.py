@@ -211,7 +211,7 @@ def test_epochs_and_learning_rate_may_change_on_resuming(finished, demo, tmp_pat
 
 def _train_on_ranks(world, config, stopped_rank=None):
     """The run as each rank sees it; ``stopped_rank`` gets SIGTERM in its third update, the others nothing."""
-    images = run.preflight.check(config, world.size)
+    inputs = run.preflight.check(config, world.size)
     step = run.train_step
 
     def stopping(state, *args):
@@ -222,7 +222,7 @@ def _train_on_ranks(world, config, stopped_rank=None):
     run.train_step = stopping
     try:
         with run.StopRequest().listening() as stop:
-            return run._Run(config, images, world, stop).train()
+            return run._Run(config, inputs, world, stop).train()
     finally:
         run.train_step = step
 

@@ -27,14 +27,13 @@ def build_backbone(config: ModelConfig) -> nn.Module:
     return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on every device
 
 
-def normalise(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def normalise(images: Tensor) -> Tensor:
     """What every backbone sees: RGB scaled to -1..1, as insightface's training and runtime do.
 
     Args:
         images: (n, H, W, 3) uint8, on any device.
-        dtype: floating type of the result.
 
     Returns:
-        (n, 3, H, W); its memory is laid out channels last, being a view of the input's order.
+        (n, 3, H, W) float32; its memory is laid out channels last, being a view of the input's order.
     """
-    return images.permute(0, 3, 1, 2).to(dtype).sub_(127.5).div_(127.5)
+    return images.permute(0, 3, 1, 2).float().sub_(127.5).div_(127.5)
