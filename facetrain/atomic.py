@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from facetrain.errors import InputError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -31,3 +33,21 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def result_file(path: Path) -> Iterator[Path]:
+    """:func:`replacing` for a file that the user asked for: its folder is made, and a disk that refuses is one line.
+
+    Yields:
+        The name to write to until the block has succeeded.
+
+    Raises:
+        InputError: an OSError in the block or around it: ``path`` cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -9,10 +9,8 @@ checkpoints/step_00000400/
 ```
 
 Sharded tensors carry the global numbers of their first and last class, so that another number of ranks reads just the
-rows
-it owns. There is no pickle anywhere. Ranks write into a folder with another name, which is renamed when all have
-finished.
-The position in the data and all random numbers are functions of the step and need no state.
+rows it owns. There is no pickle anywhere. Ranks write into a folder with another name, which is renamed when all have
+finished. The position in the data and all random numbers are functions of the step and need no state.
 """
 
 from __future__ import annotations
@@ -92,7 +90,7 @@ def save(
         written.append(_write(growing / BACKBONE, backbone.state_dict(), described))
         if state := _optimizer_state(backbone, optimizer):  # plain SGD has none
             written.append(_write(growing / "optimizer.safetensors", state, {}))
-    files = {name: entry for part in world.collect(dict(written)) for name, entry in part.items()}
+    files = {name: entry for part in world.gather_objects(dict(written)) for name, entry in part.items()}
     if world.rank == 0:
         manifest = {"format": FORMAT, "step": step, "ranks": world.size, **about, "files": files}
         write_synced(growing / MANIFEST, json.dumps(manifest, indent=1).encode())

@@ -86,7 +86,7 @@ def _root(
 
 
 @app.command(epilog="Example: facetrain train configs/demo.yaml train.epochs=5 output=runs/mine --nproc 2")
-def train(config: Config, overrides: Overrides = None, nproc: Nproc = None) -> None:
+def train(context: typer.Context, config: Config, overrides: Overrides = None, nproc: Nproc = None) -> None:
     """Train as a recipe says. Relative paths in a recipe start at the current directory."""
     from facetrain import recipe
 
@@ -102,7 +102,7 @@ def train(config: Config, overrides: Overrides = None, nproc: Nproc = None) -> N
 
         preflight.check(resolved, ranks)
 
-    _spread(["train", str(config), *(overrides or ())], nproc, resolved.device, work, check)
+    _spread(context, nproc, resolved.device, work, check)
 
 
 @app.command(name="config", epilog="Example: facetrain config configs/demo.yaml optim.lr=0.1 > mine.yaml")
@@ -115,6 +115,7 @@ def show_config(config: Config, overrides: Overrides = None) -> None:
 
 @app.command(epilog="Example: facetrain embed runs/demo photos/ embeddings.npz")
 def embed(
+    context: typer.Context,
     checkpoint: Checkpoint,
     source: Annotated[
         Path,
@@ -132,7 +133,7 @@ def embed(
 
     def work() -> int:
         from facetrain.distributed import joined
-        from facetrain.evaluation.embed import embed_to_npz
+        from facetrain.evaluation.npz import embed_to_npz
 
         with joined(device.value) as world:
             unreadable = embed_to_npz(
@@ -152,9 +153,15 @@ def embed(
                 typer.echo(f"{out} written{skipped}")
         return 0
 
-    flags = [f"--device={device.value}", "--flip" if flip else "--no-flip", f"--batch-size={batch_size}"]
-    flags += ["--normalise"] * normalise + ["--skip-unreadable"] * skip_unreadable
-    _spread(["embed", *flags, "--", str(checkpoint), str(source), str(out)], nproc, device.value, work)
+    _spread(context, nproc, device.value, work)
+
+
+@app.command(epilog="Example: facetrain report runs/demo")
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, also a copied one")]) -> None:
+    """Write a run's report.html again, with pictures where the data that its recipe names are still there."""
+    from facetrain.evaluation.report import write_report
+
+    typer.echo(write_report(run))
 
 
 @app.command(epilog="Example: facetrain export runs/demo face.onnx")
@@ -166,15 +173,16 @@ def export(
     """Write the backbone to ONNX, checked with onnxruntime, or to safetensors."""
     from facetrain.export import export
 
-    report = export(checkpoint, out, format.value if format else None)
+    exported = export(checkpoint, out, format.value if format else None)
     agreement = ""
-    if report.difference is not None and report.largest:
-        agreement = f", onnxruntime within {report.difference / report.largest:.1e} of PyTorch, relative"
-    typer.echo(f"{report.path}: {report.size / 1e6:.1f} MB{agreement}")
+    if exported.difference is not None and exported.largest:
+        agreement = f", onnxruntime within {exported.difference / exported.largest:.1e} of PyTorch, relative"
+    typer.echo(f"{exported.path}: {exported.size / 1e6:.1f} MB{agreement}")
 
 
 @eval_app.command(epilog="Example: facetrain eval lfw runs/demo lfw.bin cfp_fp.bin")
 def lfw(
+    context: typer.Context,
     checkpoint: Checkpoint,
     bins: Annotated[list[Path], typer.Argument(metavar="BIN", help="insightface .bin files")],
     flip: Flip = True,
@@ -196,28 +204,26 @@ def lfw(
             run_lfw(checkpoint, bins, flip=flip, batch_size=batch_size, rule=rule.value, output=output, world=world)
         return 0
 
-    flags = [f"--device={device.value}", "--flip" if flip else "--no-flip", f"--batch-size={batch_size}"]
-    flags += [f"--rule={rule.value}"] + ([f"--output={output}"] if output else [])
-    _spread(["eval", "lfw", *flags, "--", str(checkpoint), *map(str, bins)], nproc, device.value, work)
+    _spread(context, nproc, device.value, work)
 
 
 def _spread(
-    argv: list[str],
+    context: typer.Context,
     nproc: int | None,
     device: str,
     work: Callable[[], int],
     check: Callable[[int], None] = lambda ranks: None,
 ) -> None:
-    """Do ``work`` in this process, or run ``argv`` in each of several; leaves with the exit code."""
+    """Do ``work`` in this process, or run the user's own words (``context.obj``) in several; ends with its code."""
     if launch.under_torchrun():
-        if nproc is not None:
+        if nproc is not None and not launch.under_our_launcher():
             raise InputError(f"--nproc {nproc}: {os.environ['WORLD_SIZE']} processes run already; leave --nproc out")
         raise SystemExit(work())
     count = launch.workers(nproc, device)
     if count == 1:
         raise SystemExit(work())
     check(count)
-    raise SystemExit(launch.run(argv, count))
+    raise SystemExit(launch.run(context.obj, count))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -232,13 +238,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         launch.follow_launcher()
-        result = app(args=words, prog_name="facetrain", standalone_mode=False)
+        result = app(args=words, prog_name="facetrain", standalone_mode=False, obj=words)
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 1
     except (KeyboardInterrupt, typer.Abort):
         return _end("stopped by Ctrl-C", 130)
     except Exception as error:
-        line, code = _explain(error)
+        line, code = _line_and_code(error)
         if line is None:
             if launch.leave_word(f"{type(error).__name__}: {error}", error) and launch.under_our_launcher():
                 return 1
@@ -249,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _explain(error: Exception) -> tuple[str | None, int]:
+def _line_and_code(error: Exception) -> tuple[str | None, int]:
     """(message, exit code) of an error that needs no traceback; (None, 1) for a defect of ours."""
     if isinstance(error, InputError):
         return f"error: {error}", 2

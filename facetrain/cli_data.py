@@ -51,7 +51,18 @@ def pack(
     """
     from facetrain.data.pack import pack
 
-    report = pack(folder, out, size, held_out, pairs, seed, quality, fit.value, force, workers)
+    report = pack(
+        folder,
+        out,
+        size=size,
+        held_out=held_out,
+        pairs=pairs,
+        seed=seed,
+        quality=quality,
+        fit=fit.value,
+        overwrite=force,
+        workers=workers,
+    )
     typer.echo(f"{report.out}: {report.images:,} images of {report.people:,} people for training")
     if report.held_out_people:
         apart = f"{report.held_out_images:,} images of {report.held_out_people:,} people"
@@ -67,11 +78,12 @@ def check(
     workers: Workers = None,
 ) -> None:
     """Decode every image and look at every label; exit code 2 where something is damaged."""
-    from facetrain.data.check import check
+    from facetrain.data.check import TAIL_IMAGES, check
 
     report = check(path, plot, workers)
     typer.echo(f"{report.path}: {report.images:,} images of {report.people:,} people ({report.empty:,} without any)")
     typer.echo(f"images per person: {report.smallest} to {report.largest}, median {report.median:g}")
+    typer.echo(f"people with more than {TAIL_IMAGES} images: {report.head:,}; with 1 to {TAIL_IMAGES}: {report.tail:,}")
     typer.echo("sizes: " + ", ".join(f"{size} ({count:,})" for size, count in list(report.sizes.items())[:5]))
     if report.plot:
         typer.echo(f"plot: {report.plot}")
@@ -95,7 +107,7 @@ def subset(
     """Cut a long-tailed <H, T> set out of a large one."""
     from facetrain.data.longtail import subset
 
-    report = subset(rec, out, head, tail, tail_images, seed, force)
+    report = subset(rec, out, head=head, tail=tail, tail_images=tail_images, seed=seed, overwrite=force)
     typer.echo(
         f"{report.out}: {report.head_classes:,} head classes with {report.head_images:,} images (at least "
         f"{report.smallest_head} each), {report.tail_classes:,} tail classes with {report.tail_images:,}"

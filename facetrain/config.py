@@ -15,7 +15,17 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]  # `~` in a recipe meets no shell that would expand it
+
+
+def _expanded(path: Path) -> Path:
+    """``~`` in a recipe meets no shell that would expand it."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path} names a home folder that does not exist") from None
+
+
+UserPath = Annotated[Path, AfterValidator(_expanded)]
 
 
 class Section(BaseModel):
@@ -72,8 +82,7 @@ class ModelConfig(Section):
 
 
 class MarginConfig(Section):
-    """The margin softmax: ``s * (cos(m1 * theta + m2) - m3)`` on the target (ArcFace, Deng et al., CVPR 2019, Eq.
-    4)."""
+    """``s * (cos(m1 * theta + m2) - m3)`` on the target (ArcFace: Deng et al., CVPR 2019, Eq. 4)."""
 
     kind: Literal["cosface", "arcface", "combined"] = "cosface"
     scale: float = Field(64.0, gt=0, le=128, description="s; beyond 128 a float32 softmax underflows")

@@ -30,13 +30,13 @@ class World:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def own(self, total: int) -> range:
-        """The rows of ``total`` that are this rank's."""
+    def rows_of(self, total: int) -> range:
+        """The consecutive rows of ``total`` that are this rank's."""
         return split(total, self.size, self.rank)
 
     def gather_rows(self, rows: Tensor, total: int) -> Tensor:
-        """Every rank's rows, in rank order: (own, ...) -> (total, ...); ``rows`` must hold ``own(total)`` rows."""
-        assert len(rows) == len(self.own(total)), f"rank {self.rank}: {len(rows)} of {total} rows"
+        """Every rank's rows, in rank order: (own, ...) -> (total, ...)."""
+        assert len(rows) == len(self.rows_of(total)), f"rank {self.rank}: {len(rows)} of {total} rows"
         if self.size == 1:
             return rows
         largest = len(split(total, self.size, 0))
@@ -57,7 +57,7 @@ class World:
             rows = torch.cat([_padded(rows[part.start : part.stop], largest) for part in parts])
         received = rows.new_empty((largest, *rows.shape[1:]))
         reduce_scatter(received, rows.contiguous())
-        return received[: len(self.own(total))]
+        return received[: len(self.rows_of(total))]
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place."""
@@ -73,7 +73,7 @@ class World:
         dist.all_reduce(everyone, dist.ReduceOp.MAX)
         return int(everyone.item())
 
-    def share(self, thing: Any) -> Any:
+    def broadcast_object(self, thing: Any) -> Any:
         """Rank 0's small picklable object on every rank."""
         if self.size == 1:
             return thing
@@ -81,7 +81,7 @@ class World:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def collect(self, thing: Any) -> list[Any]:
+    def gather_objects(self, thing: Any) -> list[Any]:
         """Every rank's small picklable object on every rank, in rank order."""
         if self.size == 1:
             return [thing]
@@ -155,8 +155,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_embeddings(embeddings: Tensor, world: World, total: int) -> Tensor:
-    """Own embeddings (b, D) -> those of all ranks (total, D), differentiable; see the backward pass for DDP's
-    factor."""
+    """Own embeddings (B, D) -> those of all ranks (total, D), differentiable."""
     if world.size == 1:
         return embeddings
     gathered: Tensor = _GatherRows.apply(embeddings, world, total)

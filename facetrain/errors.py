@@ -12,6 +12,5 @@ class InputError(ValueError):
 class RunError(RuntimeError):
     """A run that cannot go on (a loss that is not finite, say) through no malformed input.
 
-    The message is one line with the step and the last good checkpoint. The command line prints it and exits with code
-    1.
+    The message is one line: what, when, and what can be gone on from. The command line prints it and exits with code 1.
     """

@@ -6,9 +6,8 @@ import contextlib
 import importlib.util
 import io
 import logging
-import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 import facetrain
+from facetrain.atomic import result_file
 from facetrain.checkpoint import find, fingerprint, load_backbone, write_backbone
-from facetrain.checkpoint_files import MANIFEST, sync_folder, write_synced
+from facetrain.checkpoint_files import MANIFEST
 from facetrain.config import ModelConfig
 from facetrain.data.images import resize
 from facetrain.data.synthetic import LARGEST, SMALLEST, render
@@ -46,9 +46,6 @@ class Exported:
 
     Attributes:
         path: the file.
-        format: ``onnx`` or ``safetensors``.
-        model: how the backbone is built.
-        fingerprint: SHA-256 of the backbone's file it was made from.
         size: bytes.
         difference: largest absolute difference of an embedding's component between onnxruntime and PyTorch; None for
             safetensors, which holds the weights as they are.
@@ -56,9 +53,6 @@ class Exported:
     """
 
     path: Path
-    format: Format
-    model: ModelConfig
-    fingerprint: str
     size: int
     difference: float | None = None
     largest: float | None = None
@@ -67,11 +61,11 @@ class Exported:
 def export(checkpoint: Path, out: Path, format: str | None = None) -> Exported:
     """Write the backbone of a checkpoint, without the classifier, to one file; complete or not at all.
 
-    The ONNX graph takes ``input`` (n, 3, S, S) float32, RGB, scaled by ``(pixel - 127.5) / 127.5``, and gives
+    The ONNX graph takes ``input`` (n, 3, size, size) float32, RGB, scaled by ``(pixel - 127.5) / 127.5``, and gives
     ``embedding`` (n, D) float32, not L2-normalised, for any n; batch norm is in evaluation mode. The scaling is not
     part of the graph, which insightface's ``ArcFaceONNX`` recognises. (``insightface.model_zoo.get_model`` takes a
-    file for a recogniser only where S is 112 or more and a multiple of 16; the class itself takes any S.) Both formats
-    hold the model section of the recipe, the fingerprint and facetrain's version as metadata.
+    file for a recogniser only where the size is 112 or more and a multiple of 16; the class itself takes any.) Both
+    formats hold the model section of the recipe, the fingerprint and facetrain's version as metadata.
 
     Args:
         checkpoint: a run's folder (its newest good checkpoint is taken), a checkpoint, or a ``.safetensors`` file.
@@ -94,10 +88,12 @@ def export(checkpoint: Path, out: Path, format: str | None = None) -> Exported:
     if chosen == "onnx":
         content = to_onnx(backbone, model, {"model": model.model_dump_json(), **about})
         difference, largest = compare(content, backbone, model.input_size)
-        _write(out, lambda file: write_synced(file, content))
+        with result_file(out) as growing:
+            growing.write_bytes(content)
     else:
-        _write(out, lambda file: write_backbone(file, backbone, model, **about))
-    return Exported(out, chosen, model, about["fingerprint"], out.stat().st_size, difference, largest)
+        with result_file(out) as growing:
+            write_backbone(growing, backbone, model, **about)
+    return Exported(out, out.stat().st_size, difference, largest)
 
 
 def to_onnx(backbone: nn.Module, model: ModelConfig, about: dict[str, str]) -> bytes:
@@ -210,7 +206,7 @@ def _format(out: Path, wanted: str | None) -> Format:
 def _require_onnx() -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"export to ONNX needs {', '.join(missing)}: pip install 'facetrain[onnx]'")
+        raise InputError(f"export to ONNX needs packages that are not installed: pip install {' '.join(missing)}")
 
 
 def _check_target(out: Path, source: Path) -> None:
@@ -218,21 +214,6 @@ def _check_target(out: Path, source: Path) -> None:
         raise InputError(f"{out} is a folder; expected the name of a file to write, for example {out / 'model.onnx'}")
     if out.resolve() == source.resolve() or (out.parent / MANIFEST).is_file():
         raise InputError(f"{out} would change the checkpoint {source}; choose another place")
-
-
-def _write(out: Path, put: Callable[[Path], object]) -> None:
-    """Give ``put`` a temporary name beside ``out`` and rename what it wrote; nothing stays after a failure."""
-    growing = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        put(growing)
-        os.replace(growing, out)
-        sync_folder(out.parent)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            growing.unlink()
 
 
 def _forget_source(proto: Any) -> None:

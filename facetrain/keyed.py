@@ -1,10 +1,9 @@
 """Random numbers that depend on a key alone: never on rank, worker, order of calls or time.
 
 ``uniform(seed, epoch, image)`` is the same number wherever and whenever it is asked for, so data order, augmentation
-and
-sampled negatives are equal on any number of ranks and workers, and after a resume. The generator is counter-based (the
-idea of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011); the mixing function is the finaliser of
-SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+and sampled negatives are equal on any number of ranks and workers, and after a resume. The generator is counter-based
+(the idea of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011); the mixing function is the
+finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ def bits(*key: ArrayLike) -> NDArray[np.uint64]:
     """64 random bits for every key.
 
     Args:
-        key: integers or integer arrays, at least one; they broadcast against each other. Negative ones are taken
-        modulo 2**64.
+        key: integers or integer arrays, at least one, which broadcast; negative ones are taken modulo 2**64.
 
     Returns:
         uint64 array of the broadcast shape.

@@ -18,10 +18,10 @@ from facetrain.config import Config
 from facetrain.data.loader import Loader
 from facetrain.distributed import World, joined
 from facetrain.errors import InputError, RunError
-from facetrain.evaluation.embed import Verifier
 from facetrain.evaluation.lfw import verification_table
 from facetrain.evaluation.pairs import Verification
 from facetrain.evaluation.report import save_verification, write_report
+from facetrain.evaluation.verifier import Verifier
 from facetrain.monitor import Monitor
 from facetrain.optim import learning_rate
 from facetrain.processes import StopRequest
@@ -170,7 +170,7 @@ class _Run:
     def _resume(self) -> list[str]:
         """Continue from the newest good checkpoint, where there is one; what to tell about it."""
         folder = self.config.output / "checkpoints"
-        path, problems = self.world.share(newest_good(folder) if self.world.rank == 0 else None)
+        path, problems = self.world.broadcast_object(newest_good(folder) if self.world.rank == 0 else None)
         if path is None:
             if problems:
                 raise InputError(f"train.resume=auto: no checkpoint under {folder} can be read: {problems[0]}")

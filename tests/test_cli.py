@@ -202,18 +202,30 @@ def test_config_prints_what_reads_back(here, capfd):
     assert load("again.yaml").optim.lr == 5e-4
 
 
-def test_workers_are_told_all_options_but_nproc(here, monkeypatch):
+def test_workers_are_told_the_users_own_words(here, monkeypatch):
     told: list[tuple[list[str], int]] = []
     monkeypatch.setattr(launch, "run", lambda words, nproc: told.append((words, nproc)) or 7)
-    assert cli.main(["train", "r.yaml", "seed=3", "--nproc", "2"]) == 7
-    options = ["--no-flip", "--batch-size", "3", "--device", "cpu", "--normalise", "--nproc", "3"]
-    assert cli.main(["embed", *options, "a", "b", "c"]) == 7
-    assert cli.main(["eval", "lfw", "a", "b", "c", "--rule=nearest", "--output=o", "--device=cpu", "--nproc=2"]) == 7
-    assert [(" ".join(words), nproc) for words, nproc in told] == [
-        ("train r.yaml seed=3", 2),
-        ("embed --device=cpu --no-flip --batch-size=3 --normalise -- a b c", 3),
-        ("eval lfw --device=cpu --flip --batch-size=256 --rule=nearest --output=o -- a b c", 2),
+    commands = [
+        "train r.yaml seed=3 --nproc 2",
+        "embed --no-flip --batch-size 3 --device cpu --normalise --nproc 2 -- a b c",
+        "eval lfw a b c --rule=nearest --output=o --device=cpu --nproc=2",
     ]
+    for command in commands:
+        assert cli.main(command.split()) == 7
+    monkeypatch.setattr(sys, "argv", ["facetrain", *commands[0].split()])
+    assert cli.main() == 7
+    assert told == [(command.split(), 2) for command in (*commands, commands[0])]
+
+
+def test_a_worker_of_ours_takes_the_words_and_starts_nobody(here, monkeypatch):
+    trained = []
+    monkeypatch.setattr(launch, "run", lambda *_: pytest.fail("a worker started workers"))
+    monkeypatch.setattr(launch, "follow_launcher", lambda: None)
+    monkeypatch.setattr("facetrain.run.train", lambda config: trained.append(config) or 5)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "FACETRAIN_LAUNCHER": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["train", "r.yaml", "seed=3", "--nproc", "2"]) == 5
+    assert trained == [load("r.yaml", ["seed=3"])]
 
 
 def test_pack_check_subset_and_embed(here, capfd):
@@ -224,8 +236,11 @@ def test_pack_check_subset_and_embed(here, capfd):
     words = ["data", "subset", "packed/train.rec", "cut", "--head", "1", "--tail", "1", "--tail-images", "2"]
     assert cli.main(words) == 0
     assert "1 head classes with 4 images" in capfd.readouterr().out
-    assert cli.main(["embed", "model.safetensors", "cut/train.rec", "out.npz", "--device", "cpu"]) == 0
-    with np.load("out.npz") as held:
+    for nproc in ("1", "2"):
+        words = ["embed", "model.safetensors", "cut/train.rec", f"out{nproc}.npz", "--device", "cpu", "--nproc", nproc]
+        assert cli.main(words) == 0
+    with np.load("out1.npz") as held, np.load("out2.npz") as shared:
+        np.testing.assert_allclose(held["embeddings"], shared["embeddings"], rtol=1e-5, atol=1e-6)
         assert (held["embeddings"].shape, held["labels"].tolist()) == ((6, 8), [0, 0, 0, 0, 1, 1])
 
 
@@ -244,15 +259,10 @@ def test_help_is_fast_and_shows_an_example_for_each_command(capfd):
     seconds = time.perf_counter() - started
     assert result.returncode == 0
     assert seconds < 2  # 0.2 s on a quiet machine; importing torch alone takes longer than that
-    for words in (
-        ["train"],
-        ["config"],
-        ["embed"],
-        ["eval", "lfw"],
-        *[["data", c] for c in ("pack", "check", "subset", "demo")],
-    ):
-        assert cli.main([*words, "--help"]) == 0
-        assert f"Example: facetrain {' '.join(words)} " in capfd.readouterr().out
+    data = ["data pack", "data check", "data subset", "data demo"]
+    for words in ("train", "config", "embed", "report", "export", "eval lfw", *data):
+        assert cli.main([*words.split(), "--help"]) == 0
+        assert f"Example: facetrain {words} " in capfd.readouterr().out
     assert cli.main(["--version"]) == 0
     assert capfd.readouterr().out == f"facetrain {__version__}\n"
     assert cli.main([]) == 2

@@ -12,9 +12,9 @@ from facetrain.errors import InputError
 def _collectives(world):
     """Each collective on uneven rows, as plain numbers."""
     total = 7
-    own = world.own(total)
+    own = world.rows_of(total)
     rows = torch.arange(own.start, own.stop, dtype=torch.float64)[:, None] * torch.ones(2, dtype=torch.float64)
-    few = world.own(1)
+    few = world.rows_of(1)
     parts = torch.arange(total, dtype=torch.float64)[:, None] * (world.rank + 1)
     embeddings = rows.clone().requires_grad_()
     everyone = gather_embeddings(embeddings, world, total)
@@ -30,8 +30,8 @@ def _collectives(world):
         "gradient": embeddings.grad[:, 0].tolist(),
         "sum": world.sum_(torch.tensor([1.0 + world.rank])).item(),
         "largest": world.largest(world.rank * 3),
-        "shared": world.share({"from": world.rank}),
-        "collected": world.collect(world.rank * 10),
+        "shared": world.broadcast_object({"from": world.rank}),
+        "collected": world.gather_objects(world.rank * 10),
         "buffers": module.running_mean.tolist(),
     }
 
@@ -40,7 +40,7 @@ def _collectives(world):
 def test_collectives(size):
     for rank, found in enumerate(run_ranks(size, _collectives)):
         everyone = sum(range(1, size + 1))
-        own = World(rank, size).own(7)
+        own = World(rank, size).rows_of(7)
         assert found["gathered"] == list(range(7))
         assert found["labels"] == list(range(7))
         assert found["fewer rows than ranks"] == [5.0]

@@ -220,7 +220,7 @@ def test_extends_that_leads_nowhere(tmp_path, value, reason):
 
 
 texts = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1).filter(
-    lambda s: "/" not in s and s != "."
+    lambda s: "/" not in s and s != "." and not s.startswith("~")
 )
 
 
@@ -243,3 +243,15 @@ def test_the_dump_reads_back_to_an_equal_config(tmp_path_factory, config):
     path = tmp_path_factory.mktemp("dump") / "r.yaml"
     path.write_text(recipe.dump(config), encoding="utf-8")
     assert recipe.load(path) == config
+
+
+def test_home_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "r.yaml"
+    path.write_text("output: ~/runs\ndata:\n  path: ~/train.rec\n")
+    config = load(path)
+    assert config.output == tmp_path / "runs"
+    assert config.data.path == tmp_path / "train.rec"
+    path.write_text("output: ~nobody-of-that-name/runs\ndata:\n  path: x\n")
+    with pytest.raises(InputError, match=r"r.yaml:1: output .*names a home folder that does not exist"):
+        load(path)

@@ -12,6 +12,7 @@ from torch import nn
 from facetrain.classifier.partial_fc import PartialFC, sample_classes
 from facetrain.config import Config
 from facetrain.data.loader import Batch
+from facetrain.distributed import World
 from facetrain.keyed import bits
 from facetrain.models import normalise
 from facetrain.train import TrainState, train_step
@@ -55,8 +56,7 @@ def _micro_batches(step, accumulation, classes):
 
 
 def _train(world, config, classes):
-    """20 updates; (losses, last gradients of the backbone, classifier gradient shard, backbone weights, weight
-    shard)."""
+    """20 updates: the losses; then the backbone's last gradients, the classifier's, and both their weights."""
     backbone = Toy()
     classifier = PartialFC(classes, D, config.classifier, config.optim, world, 0, torch.float64)
     make = torch.optim.SGD if config.optim.name == "sgd" else torch.optim.AdamW
@@ -72,9 +72,9 @@ def _train(world, config, classes):
 
     classifier.step = keep_gradient
     for step in range(STEPS):
-        own = world.own(GLOBAL)
+        own = world.rows_of(GLOBAL)
         batches = [
-            Batch(step=step, images=torch.from_numpy(images[own.start : own.stop]), labels=labels, rows=slice(0))
+            Batch(torch.from_numpy(images[own.start : own.stop]), labels)
             for images, labels in _micro_batches(step, config.train.accumulation, classes)
         ]
         losses.append(train_step(state, batches, 0.1).item())
@@ -132,9 +132,7 @@ def test_one_process_equals_the_dense_reference(kind, rate, accumulation):
     """The same 20 updates with plain tensors, autograd and torch.optim; accumulation as one large batch."""
     classes, config = 7, _config(kind, rate, accumulation)
     backbone = Toy()
-    start = PartialFC(
-        classes, D, config.classifier, config.optim, run_ranks(1, lambda world: world)[0], 0, torch.float64
-    )
+    start = PartialFC(classes, D, config.classifier, config.optim, World(), 0, torch.float64)
     weight = start.weight.detach().clone()
     momentum = torch.zeros_like(weight)
     optimizer = torch.optim.SGD(backbone.parameters(), 0.1, 0.9, weight_decay=0.01)
@@ -154,7 +152,7 @@ def test_one_process_equals_the_dense_reference(kind, rate, accumulation):
             weight = weight.detach().clone()
             weight[rows] -= 0.1 * momentum[rows]
         losses.append(loss.item())
-    found, tensors = _train(run_ranks(1, lambda world: world)[0], config, classes)
+    found, tensors = _train(World(), config, classes)
     np.testing.assert_allclose(found, losses, rtol=1e-10)
     np.testing.assert_allclose(tensors[5], weight.numpy(), rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(tensors[4], backbone.second.detach().numpy(), rtol=1e-10, atol=1e-12)

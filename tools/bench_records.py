@@ -90,7 +90,7 @@ def _open(path: Path, answer: multiprocessing.connection.Connection) -> None:
     seconds = time.perf_counter() - started
     done.set()
     watcher.join()
-    assert total == (file.num_images - 1) // 100
+    assert total == (len(file) - 1) // 100
     cached = sum(entry.stat().st_size for entry in path.parent.glob("*.npy"))
     answer.send((seconds, high[0] - before, cached))
 
@@ -104,14 +104,14 @@ def _memory() -> dict[str, int]:
 def reading(path: Path, rounds: int) -> str:
     """Records/s in random order: ours, and os.pread at offsets that are known."""
     file = RecordFile(path)
-    chosen = np.random.default_rng(0).integers(0, file.num_images, 200_000).tolist()
+    chosen = np.random.default_rng(0).integers(0, len(file), 200_000).tolist()
     offsets = [file.byte_offset(i) for i in chosen]
     handle = os.open(path, os.O_RDONLY)
     header = struct.Struct("<II")
 
     def ours() -> None:
         for i in chosen:
-            file.image_bytes(i)
+            file.encoded(i)
 
     def plain() -> None:
         for offset in offsets:

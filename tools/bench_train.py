@@ -107,7 +107,7 @@ def _batch(case: Case, device: torch.device) -> Batch:
     size = case.model.input_size
     images = torch.from_numpy(drawn.integers(0, 256, (case.batch, size, size, 3), dtype=np.uint8))
     labels = drawn.integers(0, case.classes, case.batch)
-    return Batch(0, images.pin_memory() if device.type == "cuda" else images, labels, slice(0, case.batch))
+    return Batch(images.pin_memory() if device.type == "cuda" else images, labels)
 
 
 def _autocast(options: argparse.Namespace, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -22,9 +22,8 @@ def apply_margin(cosine: Tensor, margin: MarginConfig) -> tuple[Tensor, Tensor]:
     """The target's cosine with its margin, and the gradient to use for it.
 
     The angle ``a = m1 * theta + m2`` can pass pi, where cos(a) would turn upwards and reward the wrong direction. With
-    m1 = 1 the value goes on as ``cos(theta) - m2 * sin(m2)`` there (ArcFace, section 2.2 of its first version); with
-    m1 > 1
-    as SphereFace's monotone extension ``(-1)**k * cos(a) - 2 * k``, k = floor(a / pi).
+    m1 = 1 the value goes on as ``cos(theta) - m2 * sin(m2)`` there, as ArcFace's authors have it; with m1 > 1 as
+    SphereFace's monotone extension ``(-1)**k * cos(a) - 2 * k``, k = floor(a / pi) (its Eq. 7).
 
     Args:
         cosine: (n,) cosines of the target classes, float32 or float64; values beyond -1..1 by rounding are clipped.

@@ -3,8 +3,7 @@
 Source: An et al., "Killing Two Birds with One Stone: Efficient and Robust Training of Face Recognition CNNs by Partial
 FC", CVPR 2022. Two things differ from its public code, on purpose: a negative class takes part with probability
 ``sample_rate`` by a draw keyed with (seed, step, class), so that any number of ranks uses the same sample; and rows
-that
-take no part cost no gradient memory and are neither decayed nor moved.
+that take no part cost no gradient memory and are neither decayed nor moved.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class PartialFC:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.num_classes, self.config, self.world, self.seed = num_classes, config, world, seed
-        self.classes = world.own(num_classes)
+        self.classes = world.rows_of(num_classes)
         self.weight = initial_weights(self.classes, embedding_size, seed, dtype).to(world.device).requires_grad_()
         self.optimizer = RowOptimizer(self.weight, optim)
         self.spec = SoftmaxSpec(config.margin, config.chunk, config.keep_logits, world)

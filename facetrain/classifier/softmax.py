@@ -8,10 +8,9 @@ Three numerical decisions:
 
 * no maximum is subtracted: logits are ``s * cosine``, hence at most s, and ``exp(64)`` is far from float32's end; for a
   larger s the constant ``s - 64`` is subtracted;
-* the target never enters the float32 sum. Taking it out of the sum again would cancel to nothing once a class is
-  learnt;
-* the two floats a row, the loss and the probability of the target are float64: ``loss = log(1 + exp(log Z - s *
-  phi))``, by a form exact at both ends.
+* the target never enters the float32 sum. Taking it out again would cancel to nothing once a class is learnt;
+* the two floats a row, the loss and the probability of the target are float64, with Z the sum of the other classes:
+  ``loss = log(1 + exp(log Z - s * phi))``, by a form exact at both ends.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Targets:
     Attributes:
         rows: (n,) int64 on the device: rows of the batch whose class is here.
         columns: (n,) int64 on the device: their columns, ascending.
-        host_columns: the same on the host, so that cutting them into chunks needs no look at the device.
+        host_columns: the same on the host, so that cutting them into chunks does not wait for the device.
     """
 
     rows: Tensor
@@ -83,8 +82,7 @@ def sharded_cross_entropy(embeddings: Tensor, weights: Tensor, targets: Targets,
 
     Args:
         embeddings: (G, D) L2-normalised, float32 or float64, the same on every rank.
-        weights: (S, D) this rank's class weights, not normalised, of the same dtype; S may differ between ranks and
-        be 0.
+        weights: (S, D) this rank's class weights, not normalised, of the same dtype; each rank has its own S >= 0.
         targets: each row's class must be among the S columns of exactly one rank.
         spec: margin, chunk size, world.
 
@@ -115,8 +113,8 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         others = exchange[:, 0]  # (G,), 0 where there is no other class
         excess = torch.log(others) + shift - scale * phi  # (G,): log of (others' sum / target's exponential)
         wrong = torch.sigmoid(excess)  # (G,): 1 - probability of the target
-        # d loss / d cosine: other classes scale * exp * wrong / others, the target -scale * wrong * slope; mean over
-        # rows.
+        # d loss / d cosine, as a mean over rows: scale * exp * wrong / others of the other classes, and
+        # -scale * wrong * slope of the target.
         per_row = scale / len(embeddings) * wrong
         other_factor = per_row / others.clamp_min(_SMALLEST_SUM)
         ctx.save_for_backward(embeddings, weights, inverse_norms, other_factor, -per_row * slope)
@@ -152,8 +150,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
 def _exponentials(
     embeddings: Tensor, weights: Tensor, inverse_norms: Tensor, targets: Targets, start: int, spec: SoftmaxSpec
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One chunk: exp(s * cosine - shift) with 0 in the targets' places (G, chunk); the targets' rows and cosines,
-    (n,)."""
+    """Of one chunk: exp(s * cosine - shift) with 0 for targets, (G, chunk); rows and cosines of the targets, (n,)."""
     stop = min(start + spec.chunk, len(weights))
     cosines = torch.mm(embeddings, weights[start:stop].T).mul_(inverse_norms[start:stop])
     rows, columns = targets.within(start, stop)

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrain.atomic import replacing
+from facetrain.atomic import result_file
 from facetrain.data.dataset import Images, PhotoFiles, class_counts, open_images
 from facetrain.data.encoded import Encoded
-from facetrain.data.images import decode, decode_upright
-from facetrain.data.progress import default_workers, ordered_map, progress
-from facetrain.data.record_format import EXACT, Buffer, RecordError, parse_image, read_record
+from facetrain.data.images import Buffer, decode, decode_upright
+from facetrain.data.progress import progress
+from facetrain.data.record_format import EXACT, RecordError, parse_image, read_record
 from facetrain.data.record_index import index_path, map_file, read_index_text
 from facetrain.data.recordio import RecordFile, read_property, scan
+from facetrain.data.workers import default_workers, ordered_map
 from facetrain.errors import InputError
 
 TAIL_IMAGES = 5
@@ -196,9 +197,7 @@ def _decode_all(images: Images, workers: int, damaged: _Problems) -> Counter[str
     sizes: Counter[str] = Counter()
     starts = range(0, len(images), _CHUNK)
     with progress("checking", len(images)) as advance:
-        for start, (found, bad) in zip(
-            starts, ordered_map(_decode_chunk, starts, workers, _set_images, (images,)), strict=True
-        ):
+        for start, (found, bad) in zip(starts, ordered_map(_decode_chunk, starts, workers, images), strict=True):
             sizes.update(found)
             for i, message in bad:
                 damaged.add(_place(images, i), message)
@@ -213,22 +212,13 @@ def _place(images: Images, i: int) -> int:
     return images.byte_offset(i) if isinstance(images, RecordFile) else i
 
 
-_images: Images | None = None
-
-
-def _set_images(images: Images) -> None:
-    global _images
-    _images = images
-
-
-def _decode_chunk(start: int) -> tuple[Counter[str], list[tuple[int, str]]]:
-    assert _images is not None
+def _decode_chunk(images: Images, start: int) -> tuple[Counter[str], list[tuple[int, str]]]:
     sizes: Counter[str] = Counter()
     bad: list[tuple[int, str]] = []
-    to_pixels = decode_upright if isinstance(_images, PhotoFiles) else decode
-    for i in range(start, min(start + _CHUNK, len(_images))):
+    to_pixels = decode_upright if isinstance(images, PhotoFiles) else decode
+    for i in range(start, min(start + _CHUNK, len(images))):
         try:
-            encoded = _images.encoded(i)
+            encoded = images.encoded(i)
         except InputError as error:
             bad.append((i, str(error)))
             continue
@@ -236,7 +226,7 @@ def _decode_chunk(start: int) -> tuple[Counter[str], list[tuple[int, str]]]:
             height, width = to_pixels(encoded).shape[:2]
             sizes[f"{width} x {height}"] += 1
         except InputError as error:
-            bad.append((i, f"{_images.where(i)}: {error}"))
+            bad.append((i, f"{images.where(i)}: {error}"))
     return sizes, bad
 
 
@@ -248,12 +238,12 @@ def plot_classes(counts: NDArray[np.int64], output: Path) -> Path:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     curve, histogram = figure.subplots(1, 2)
-    ranked = np.sort(counts)[::-1]
-    curve.fill_between(np.arange(1, ranked.size + 1), ranked, step="mid", alpha=0.4)
-    curve.plot(np.arange(1, ranked.size + 1), ranked, drawstyle="steps-mid")
+    falling = np.sort(counts)[::-1]
+    curve.fill_between(np.arange(1, falling.size + 1), falling, step="mid", alpha=0.4)
+    curve.plot(np.arange(1, falling.size + 1), falling, drawstyle="steps-mid")
     curve.set(xlabel="people, most images first", ylabel="images")
     curve.set_title(f"{counts.sum():,} images, {counts.size:,} people")
-    curve.set_xlim(0.5, max(ranked.size, 1) + 0.5)
+    curve.set_xlim(0.5, max(falling.size, 1) + 0.5)
     largest = int(counts.max(initial=1))
     if largest > 50:
         curve.set_yscale("symlog", linthresh=1)
@@ -262,13 +252,9 @@ def plot_classes(counts: NDArray[np.int64], output: Path) -> Path:
     else:
         edges = np.arange(largest + 2) - 0.5
     histogram.hist(counts, bins=edges)
-    histogram.set(xlabel="images per person", ylabel="people", title="how many people have so many images")
+    histogram.set(xlabel="images per person", ylabel="people", title="images per person")
     for axes in (curve, histogram):
         axes.grid(alpha=0.3)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(output) as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
-    except OSError as error:
-        raise InputError(f"{output} cannot be written: {error.strerror}; choose another place for the plot") from None
+    with result_file(output) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     return output

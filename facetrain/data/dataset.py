@@ -33,14 +33,6 @@ class Images(Encoded, Protocol):
         """C; classes are 0..C-1."""
 
 
-class RecordImages(RecordFile, Encoded):
-    """A .rec file as :class:`Images`."""
-
-    def encoded(self, i: int) -> Buffer:
-        """The encoded bytes of image i."""
-        return self.image_bytes(i)
-
-
 class PhotoFiles(Encoded):
     """Files with one photo each as :class:`Images`.
 
@@ -182,7 +174,7 @@ def open_images(path: Path, reader: str = "native") -> Images:
         raise InputError(f"data.reader {reader} is unknown; expected native, mxnet or dali")
     if reader == "dali":  # it decodes what our reader finds, see facetrain.data.loader
         import_dali()
-    return RecordImages(path)
+    return RecordFile(path)
 
 
 def decode_batch(images: Images, indices: NDArray[np.int64], out: NDArray[np.uint8]) -> None:

@@ -13,9 +13,10 @@ from facetrain import keyed
 from facetrain.data.images import encode_jpeg
 from facetrain.data.outfolder import HELD_OUT, TRAIN, check_room, clear_sidecars
 from facetrain.data.pairs_file import draw_pairs, write_bin
-from facetrain.data.progress import default_workers, ordered_map, progress
+from facetrain.data.progress import progress
 from facetrain.data.record_writer import RecordWriter
 from facetrain.data.synthetic import render
+from facetrain.data.workers import default_workers, ordered_map
 from facetrain.errors import InputError
 
 UNSEEN = 1_000_000
@@ -26,7 +27,7 @@ QUALITY = 90
 
 _Job = tuple[int, tuple[int, ...]]  # a person and the numbers of the photos wanted
 _Photo = tuple[int, int]  # a person and the number of a photo
-_settings: tuple[int, int, float] = (0, 0, 0.0)
+_Settings = tuple[int, int, float]  # seed, size, difficulty
 
 
 class Demo(NamedTuple):
@@ -110,7 +111,7 @@ def _write(
     test: Sequence[_Job],
     groups: Sequence[range],
     pairs: int,
-    settings: tuple[int, int, float],
+    settings: _Settings,
     workers: int | None,
 ) -> None:
     """Renders and writes; ``groups`` are the people of the second and third pair set."""
@@ -122,7 +123,7 @@ def _write(
     with progress("rendering", total) as advance:
 
         def rendered(jobs: Sequence[_Job]) -> Iterator[tuple[_Photo, bytes]]:
-            batches = ordered_map(_render, jobs, workers, _set_up, settings)
+            batches = ordered_map(_render, jobs, workers, settings)
             for (person, photos), images in zip(jobs, batches, strict=True):
                 advance(len(images))
                 yield from (((person, photo), image) for photo, image in zip(photos, images, strict=True))
@@ -169,12 +170,7 @@ def _by_person(photos: Sequence[_Photo]) -> list[_Job]:
     return [(person, tuple(numbers)) for person, numbers in found.items()]
 
 
-def _set_up(seed: int, size: int, difficulty: float) -> None:
-    global _settings
-    _settings = (seed, size, difficulty)
-
-
-def _render(job: _Job) -> list[bytes]:
-    seed, size, difficulty = _settings
+def _render(settings: _Settings, job: _Job) -> list[bytes]:
+    seed, size, difficulty = settings
     person, photos = job
     return [encode_jpeg(render(seed, person, photo, size, difficulty), QUALITY) for photo in photos]

@@ -32,7 +32,7 @@ class Encoded(Protocol):
         """Where image i lies, for messages: ``train.rec record 17 at byte 8123`` or a path."""
 
     def to_pixels(self, encoded: Buffer, out: NDArray[np.uint8]) -> None:
-        """Decode the bytes of one of these images into ``out``, (S, S, 3) RGB uint8, C-contiguous.
+        """Decode the bytes of one of these images into ``out``, (size, size, 3) RGB uint8, C-contiguous.
 
         Raises:
             InputError: they cannot be decoded; does not say where they lie.
@@ -40,7 +40,7 @@ class Encoded(Protocol):
         decode(encoded, len(out), out=out)
 
     def decode(self, i: int, out: NDArray[np.uint8]) -> None:
-        """Decode image i into ``out``, (S, S, 3) RGB uint8, C-contiguous.
+        """Decode image i into ``out``, (size, size, 3) RGB uint8, C-contiguous.
 
         Raises:
             InputError: it cannot be read or decoded; says where it lies.

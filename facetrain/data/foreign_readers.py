@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.data.encoded import Encoded
-from facetrain.data.images import resize
-from facetrain.data.record_format import Buffer
+from facetrain.data.images import Buffer, resize
 from facetrain.data.recordio import RecordFile
 from facetrain.errors import InputError
 
@@ -108,7 +107,7 @@ class MxnetImages(Encoded):
             raise InputError(f"{self.where(i)}: mxnet cannot decode it ({_first_line(error)})") from None
 
     def decode(self, i: int, out: NDArray[np.uint8]) -> None:
-        """Image ``i`` as mxnet decodes it, stretched to (S, S, 3) where it has another shape."""
+        """Image ``i`` as mxnet decodes it, stretched to (size, size, 3) where it has another shape."""
         np.copyto(out, resize(self.decode_image(i), len(out)))
 
 

@@ -127,13 +127,13 @@ def image_size(buffer: Buffer) -> tuple[int, int]:
         except (ValueError, KeyError) as error:  # KeyError: a colour space that simplejpeg does not know
             raise InputError(f"the JPEG header is damaged: {_one_line(error)}") from None
         return int(height), int(width)
-    head = bytes(memoryview(buffer)[:_HEADER_BYTES])
+    header = bytes(memoryview(buffer)[:_HEADER_BYTES])
     try:
-        found = _other_size(head)
+        found = _other_size(header)
     except (struct.error, ValueError, IndexError):
         found = None
     if found is None:
-        raise InputError(f"not a readable JPEG, PNG, PGM/PPM, BMP or WebP image (it starts with {head[:8]!r})")
+        raise InputError(f"not a readable JPEG, PNG, PGM/PPM, BMP or WebP image (it starts with {header[:8]!r})")
     return found
 
 
@@ -189,42 +189,42 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
 
 
-def _other_size(head: bytes) -> tuple[int, int] | None:
+def _other_size(header: bytes) -> tuple[int, int] | None:
     """(height, width) of a PNG, BMP, WebP or PNM header; None for anything else."""
-    if head.startswith(_PNG):
-        width, height = struct.unpack_from(">II", head, 16)
+    if header.startswith(_PNG):
+        width, height = struct.unpack_from(">II", header, 16)
         return height, width
-    if head.startswith(b"BM"):
-        if struct.unpack_from("<I", head, 14)[0] == 12:
-            width, height = struct.unpack_from("<HH", head, 18)
+    if header.startswith(b"BM"):
+        if struct.unpack_from("<I", header, 14)[0] == 12:
+            width, height = struct.unpack_from("<HH", header, 18)
         else:
-            width, height = struct.unpack_from("<ii", head, 18)
+            width, height = struct.unpack_from("<ii", header, 18)
         return abs(height), abs(width)
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return _webp_size(head)
-    if head[:1] == b"P" and head[1:2] in b"123456":
-        return _pnm_size(head)
+    if header.startswith(b"RIFF") and header[8:12] == b"WEBP":
+        return _webp_size(header)
+    if header[:1] == b"P" and header[1:2] in b"123456":
+        return _pnm_size(header)
     return None
 
 
-def _webp_size(head: bytes) -> tuple[int, int] | None:
+def _webp_size(header: bytes) -> tuple[int, int] | None:
     """The three chunk kinds of the WebP container (RFC 9649, sections 2.5 to 2.7)."""
-    kind = head[12:16]
-    if kind == b"VP8 " and head[23:26] == b"\x9d\x01\x2a":
-        width, height = struct.unpack_from("<HH", head, 26)
+    kind = header[12:16]
+    if kind == b"VP8 " and header[23:26] == b"\x9d\x01\x2a":
+        width, height = struct.unpack_from("<HH", header, 26)
         return height & 0x3FFF, width & 0x3FFF
-    if kind == b"VP8L" and head[20:21] == b"\x2f":
-        packed = struct.unpack_from("<I", head, 21)[0]
+    if kind == b"VP8L" and header[20:21] == b"\x2f":
+        packed = struct.unpack_from("<I", header, 21)[0]
         return ((packed >> 14) & 0x3FFF) + 1, (packed & 0x3FFF) + 1
-    if kind == b"VP8X" and len(head) >= 30:
-        return int.from_bytes(head[27:30], "little") + 1, int.from_bytes(head[24:27], "little") + 1
+    if kind == b"VP8X" and len(header) >= 30:
+        return int.from_bytes(header[27:30], "little") + 1, int.from_bytes(header[24:27], "little") + 1
     return None
 
 
-def _pnm_size(head: bytes) -> tuple[int, int]:
+def _pnm_size(header: bytes) -> tuple[int, int]:
     """The first two numbers after the magic; a ``#`` opens a comment up to the end of its line."""
     words: list[bytes] = []
-    for line in head[2:].splitlines():
+    for line in header[2:].splitlines():
         words += line.split(b"#", 1)[0].split()
     return int(words[1]), int(words[0])
 

@@ -31,16 +31,13 @@ class Batch:
     """One micro-batch as one rank sees it.
 
     Attributes:
-        step: the update it belongs to, from 0.
-        images: (b, H, W, 3) uint8 RGB, this rank's rows only; b may be 0.
-        labels: (B,) int64, the classes of the whole micro-batch over all ranks.
-        rows: this rank's rows of the micro-batch: ``labels[rows]`` are the classes of ``images``.
+        images: (B, H, W, 3) uint8 RGB, this rank's rows only; B may be 0.
+        labels: (G,) int64, the classes of the whole micro-batch over all ranks; :func:`facetrain.partition.rows` says
+            which of them are those of ``images``.
     """
 
-    step: int
     images: torch.Tensor
     labels: NDArray[np.int64]
-    rows: slice
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class _Plan:
     world_size: int
 
     def indices(self, number: int) -> tuple[int, NDArray[np.int64]]:
-        """(epoch, (B,) image numbers) of micro-batch ``number``, counted from 0 over all updates."""
+        """(epoch, (G,) image numbers) of micro-batch ``number``, counted from 0 over all updates."""
         step, part = divmod(number, self.accumulation)
         epoch, indices = batch_indices(len(self.images), self.batch_size, self.seed, step)
         return epoch, indices[rows(self.batch_size, self.accumulation, part)]
@@ -154,12 +151,11 @@ class Loader:
         plan = self.plan
         numbers = range(start_step * plan.accumulation, stop_step * plan.accumulation)
         group: list[Batch] = []
-        for number, item in zip(numbers, self._items(numbers), strict=True):
+        for item in self._items(numbers):
             if isinstance(item, _Failure):
                 raise InputError(str(item))
             pixels, labels = item
-            own = rows(len(labels), plan.world_size, plan.rank)
-            group.append(Batch(number // plan.accumulation, pixels, labels, own))
+            group.append(Batch(pixels, labels))
             if len(group) == plan.accumulation:
                 yield group
                 group = []

@@ -15,7 +15,7 @@ from facetrain.data.dataset import Images, class_counts, open_images
 from facetrain.data.images import image_size
 from facetrain.data.outfolder import TRAIN, check_room, clear_sidecars
 from facetrain.data.progress import progress
-from facetrain.data.recordio import RecordWriter
+from facetrain.data.record_writer import RecordWriter
 from facetrain.errors import InputError
 
 
@@ -35,11 +35,12 @@ class SubsetReport:
 def subset(
     rec: Path,
     out: Path,
+    *,
     head: int = 5000,
     tail: int = 20000,
     tail_images: int = 5,
     seed: int = 0,
-    force: bool = False,
+    overwrite: bool = False,
 ) -> SubsetReport:
     """Write <H, T>: the ``head`` largest classes whole, of the next ``tail`` classes ``tail_images`` images each.
 
@@ -53,13 +54,13 @@ def subset(
         tail: T, classes.
         tail_images: images that each tail class keeps.
         seed: of the images kept.
-        force: whether a data set in ``out`` may be replaced.
+        overwrite: whether a data set in ``out`` may be replaced.
 
     Raises:
         InputError: not enough classes, or tail classes with too few images.
     """
     target = out / TRAIN
-    check_room(out, force)
+    check_room(out, overwrite)
     images = open_images(rec)
     source = rec / TRAIN if rec.is_dir() else rec  # not there where the images are single files
     if target.exists() and source.exists() and target.samefile(source):
@@ -68,7 +69,7 @@ def subset(
     classes = choose_classes(counts, head, tail, tail_images)
     chosen, new_labels = choose_images(images.labels, classes, head, tail_images, seed)
     size = _size(images, int(chosen[0]))
-    with RecordWriter(target, size, overwrite=force) as writer, progress("copying", len(chosen)) as advance:
+    with RecordWriter(target, size, overwrite=overwrite) as writer, progress("copying", len(chosen)) as advance:
         for number, (i, label) in enumerate(zip(chosen.tolist(), new_labels.tolist(), strict=True), start=1):
             writer.write(label, images.encoded(i))
             if number % 1000 == 0:

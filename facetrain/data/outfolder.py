@@ -21,8 +21,8 @@ _SIDECARS = (
 )
 
 
-def check_room(out: Path, force: bool) -> None:
-    """Refuse a folder that cannot be written to, or that holds a data set or a part of one without ``force``.
+def check_room(out: Path, overwrite: bool) -> None:
+    """Refuse a folder that cannot be written to, or that holds a data set or a part of one without ``overwrite``.
 
     Raises:
         InputError: ``out`` or a folder above it is a file, or a set is there already.
@@ -31,7 +31,7 @@ def check_room(out: Path, force: bool) -> None:
     if nearest is not None and not nearest.is_dir():
         raise InputError(f"{nearest} is a file; expected a folder, which is made where it is missing")
     there = [out / name for name in (TRAIN, "property", *_SIDECARS) if (out / name).exists()]
-    if there and not force:
+    if there and not overwrite:
         raise InputError(f"{there[0]} is there already: choose another folder, or replace it with --force")
 
 

@@ -15,10 +15,14 @@ from facetrain.data.dataset import list_people
 from facetrain.data.images import Fit, decode_upright, encode_jpeg, to_square
 from facetrain.data.outfolder import HELD_OUT, TRAIN, check_room, clear_sidecars
 from facetrain.data.pairs_file import draw_pairs, write_bin
-from facetrain.data.progress import default_workers, ordered_map, progress
-from facetrain.data.recordio import RecordFile, RecordWriter
+from facetrain.data.progress import progress
+from facetrain.data.record_writer import RecordWriter
+from facetrain.data.recordio import RecordFile
 from facetrain.data.sampler import permutation
+from facetrain.data.workers import default_workers, ordered_map
 from facetrain.errors import InputError
+
+_Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]  # as draw_pairs gives them
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,14 @@ class _Person:
 def pack(
     folder: Path,
     out: Path,
+    *,
     size: int = 112,
     held_out: int = 0,
     pairs: int = 6000,
     seed: int = 0,
     quality: int = 95,
     fit: Fit = "crop",
-    force: bool = False,
+    overwrite: bool = False,
     workers: int | None = None,
 ) -> PackReport:
     """Pack a folder with one folder of photos per person.
@@ -84,46 +89,29 @@ def pack(
         seed: of the held-out people and the pairs.
         quality: of the JPEGs, 1..100.
         fit: of a photo that is not square: ``crop`` cuts its centre out, ``stretch`` distorts, ``pad`` adds black bars.
-        force: whether an earlier packed set in ``out`` may be replaced.
+        overwrite: whether an earlier packed set in ``out`` may be replaced.
         workers: processes; None takes one per core.
 
     Raises:
         InputError: no photo can be read, too few people to hold out, or a packed set is there already.
     """
-    check_room(out, force)
+    check_room(out, overwrite)
     people = list_people(folder)
     names = list(people)
     apart = choose_held_out(np.array([len(photos) for photos in people.values()]), held_out, seed)
+    rest = np.delete(np.arange(len(names)), apart)
     job = _Job(folder, people, size, fit, quality)
     total = sum(map(len, people.values()))
     workers = workers or default_workers(total)
-    held_rec = out / HELD_OUT / TRAIN
-    held, drawn = _Filled(), None
-    # Nothing of an older set is touched before all of the new one is there: both writers give their files their names
-    # at the end of this block.
-    with ExitStack() as finish, progress("packing", total, "photos") as advance:
-        if held_out:
-            writer = finish.enter_context(RecordWriter(held_rec, size, overwrite=True))
-            held.take(writer, _encode(job, [names[i] for i in apart], workers, advance))
-            # Before the others are read: where these people do not suffice for pairs, nobody wants to wait for it.
-            drawn = draw_pairs(np.repeat(np.arange(len(held.names)), held.photos), pairs, seed)
-        rest = np.delete(np.arange(len(names)), apart).tolist()
-        train = _Filled()
-        writer = finish.enter_context(RecordWriter(out / TRAIN, size, overwrite=True))
-        train.take(writer, _encode(job, [names[i] for i in rest], workers, advance))
-        if not train.names:
-            raise InputError(f"none of {len(train.skipped)} photos can be read; the first: {train.skipped[0]}")
-        clear_sidecars(out)
+    with progress("packing", total, "photos") as advance:
+        held_people, train_people = (_encode(job, [names[i] for i in part], workers, advance) for part in (apart, rest))
+        train, held, drawn = _write_records(
+            out, size, train_people, held_people if held_out else None, pairs=pairs, seed=seed
+        )
     train.write_names(out)
     if drawn is not None:
-        held.write_names(held_rec.parent)
-        first, second, same = drawn
-        file = RecordFile(held_rec)
-        write_bin(
-            out / f"{HELD_OUT}.bin",
-            [bytes(file.image_bytes(i)) for i in np.stack([first, second], axis=1).ravel().tolist()],
-            same,
-        )
+        held.write_names(out / HELD_OUT)
+        _write_pairs(out / f"{HELD_OUT}.bin", out / HELD_OUT / TRAIN, drawn)
     return PackReport(
         out=out,
         people=len(train.names),
@@ -180,32 +168,55 @@ class _Filled:
             temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
+def _write_records(
+    out: Path,
+    size: int,
+    train_people: Iterable[_Person],
+    held_people: Iterable[_Person] | None,
+    *,
+    pairs: int,
+    seed: int,
+) -> tuple[_Filled, _Filled, _Pairs | None]:
+    """Both .rec: what is in the one to train on and in the one held out, and the pairs drawn of the latter."""
+    train, held, drawn = _Filled(), _Filled(), None
+    # Nothing of an older set is touched before all of the new one is there: both writers give their files their names
+    # at the end of this block.
+    with ExitStack() as finish:
+        if held_people is not None:
+            held.take(finish.enter_context(RecordWriter(out / HELD_OUT / TRAIN, size, overwrite=True)), held_people)
+            # Before the others are read: where these people do not suffice for pairs, nobody wants to wait for it.
+            drawn = draw_pairs(np.repeat(np.arange(len(held.names)), held.photos), pairs, seed)
+        train.take(finish.enter_context(RecordWriter(out / TRAIN, size, overwrite=True)), train_people)
+        if not train.names:
+            raise InputError(f"none of {len(train.skipped)} photos can be read; the first: {train.skipped[0]}")
+        clear_sidecars(out)
+    return train, held, drawn
+
+
+def _write_pairs(path: Path, rec: Path, drawn: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]) -> None:
+    """The drawn pairs of a .rec's images as a .bin."""
+    first, second, same = drawn
+    images = RecordFile(rec)
+    write_bin(path, [bytes(images.encoded(i)) for i in np.stack([first, second], axis=1).ravel().tolist()], same)
+
+
 def _encode(job: _Job, names: Sequence[str], workers: int, advance: Callable[[int], None]) -> Iterator[_Person]:
-    for person in ordered_map(_encode_person, names, workers, _set_job, (job,)):
+    for person in ordered_map(_encode_person, names, workers, job):
         advance(len(person.photos) + len(person.skipped))
         yield person
 
 
-_job: _Job | None = None
-
-
-def _set_job(job: _Job) -> None:
-    global _job
-    _job = job
-
-
-def _encode_person(name: str) -> _Person:
-    assert _job is not None
+def _encode_person(job: _Job, name: str) -> _Person:
     photos: list[bytes] = []
     skipped: list[str] = []
-    for file in _job.people[name]:
-        path = _job.folder / name / file
+    for file in job.people[name]:
+        path = job.folder / name / file
         try:
-            photo = to_square(decode_upright(path.read_bytes()), _job.size, _job.fit)
+            photo = to_square(decode_upright(path.read_bytes()), job.size, job.fit)
         except InputError as error:
             skipped.append(f"{path}: {error}")
         except OSError as error:
             skipped.append(f"{path}: cannot be read: {error.strerror}")
         else:
-            photos.append(encode_jpeg(photo, _job.quality))
+            photos.append(encode_jpeg(photo, job.quality))
     return _Person(name, tuple(photos), tuple(skipped))

@@ -19,17 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.atomic import replacing
-from facetrain.data.record_index import Index, Progress, build_index, index_path
+from facetrain.data.record_index import Index, build_index, index_path
 from facetrain.errors import InputError
 
 CACHE_FROM = 100_000
 _VERSION = 1
-_HEAD = 16
+_HEADER = 16
 
 Stamp = tuple[int, int, int, int, int]
 
 
-def load_index(path: Path, progress: Progress | None = None) -> tuple[Index, bool]:
+def load_index(path: Path) -> tuple[Index, bool]:
     """The index of a .rec, and whether it is mapped from a cache (another process gets it from there, without a copy).
 
     Raises:
@@ -43,7 +43,7 @@ def load_index(path: Path, progress: Progress | None = None) -> tuple[Index, boo
         # Another process of this machine may have done it while this one waited.
         if (index := _first(places, before)) is not None:
             return index, True
-        index = build_index(path, progress)
+        index = build_index(path)
         if stamp(path) != before:
             raise InputError(f"{path} or its .idx changed while it was read; try again when nothing writes to it")
         if len(index.offsets) < CACHE_FROM:
@@ -96,21 +96,21 @@ def _load(place: Path, expected: Stamp) -> Index | None:
         data: NDArray[np.int64] = np.lib.format.open_memmap(place, mode="r")
     except Exception:  # missing, or nothing of ours, whatever NumPy makes of its bytes
         return None
-    if data.dtype != np.int64 or data.ndim != 1 or len(data) < _HEAD or tuple(data[:5].tolist()) != expected:
+    if data.dtype != np.int64 or data.ndim != 1 or len(data) < _HEADER or tuple(data[:5].tolist()) != expected:
         return None
     count, first_number, has_numbers, identities = data[5:9].tolist()
-    if count < 1 or len(data) != _HEAD + 2 * count + (has_numbers != 0) * (count + 1 >> 1):
+    if count < 1 or len(data) != _HEADER + 2 * count + (has_numbers != 0) * (count + 1 >> 1):
         return None
-    columns = np.asarray(data)[_HEAD:]
+    columns = np.asarray(data)[_HEADER:]
     numbers = columns[2 * count :].view(np.int32)[:count] if has_numbers else None
     return Index(columns[:count], columns[count : 2 * count], numbers, first_number, identities)
 
 
 def _store(place: Path, made_from: Stamp, index: Index) -> bool:
     count = len(index.offsets)
-    head = np.zeros(_HEAD, np.int64)
-    head[:9] = *made_from, count, index.first_number, index.numbers is not None, index.identities
-    columns = [head, index.offsets, index.labels]
+    header = np.zeros(_HEADER, np.int64)
+    header[:9] = *made_from, count, index.first_number, index.numbers is not None, index.identities
+    columns = [header, index.offsets, index.labels]
     if index.numbers is not None:
         packed = np.zeros(count + 1 >> 1, np.int64)
         packed.view(np.int32)[:count] = index.numbers

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from facetrain.data.images import Buffer
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -21,8 +24,6 @@ PART = struct.Struct("<II")
 IMAGE = struct.Struct("<IfQQ")
 # float32 counts every integer up to here; beyond it labels and record numbers are rounded.
 EXACT = 1 << 24
-
-Buffer = bytes | memoryview
 
 
 class RecordError(ValueError):

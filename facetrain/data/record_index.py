@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrain.data.progress import progress
 from facetrain.data.record_format import (
     EXACT,
     MAGIC,
@@ -31,10 +31,8 @@ from facetrain.errors import InputError
 TEXT_BLOCK = 1 << 20
 RECORD_BLOCK = 1 << 15
 MAX_NUMBER = 2**31 - 1
+LONG = 3_000_000  # images whose first reading takes long enough for a line of progress
 _LINE = re.compile(rb"[0-9]{1,10}\t[0-9]{1,18}\r?")
-
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all) now and then during a first scan."""
 
 
 class Index(NamedTuple):
@@ -161,8 +159,8 @@ def _bad_line(path: Path, text: bytes, first_line: int) -> InputError:
     raise AssertionError("every line is right")
 
 
-def build_index(path: Path, progress: Progress | None = None) -> Index:
-    """Read the .idx and every record's header.
+def build_index(path: Path) -> Index:
+    """Read the .idx and every record's header; of many images with a line of progress on stderr.
 
     Raises:
         InputError: damaged or inconsistent; names the line, or the record and its byte.
@@ -196,7 +194,7 @@ def build_index(path: Path, progress: Progress | None = None) -> Index:
     if len(numbers) == 0:
         raise InputError(f"{path} holds no image; expected at least one")
     data.madvise(mmap.MADV_SEQUENTIAL)
-    labels = _read_labels(path, file, numbers, offsets, progress)
+    labels = _read_labels(path, file, numbers, offsets)
     first_number = int(numbers[0])
     consecutive = rising and int(numbers[-1]) - first_number == len(numbers) - 1
     return Index(offsets, labels, None if consecutive else numbers, first_number, identities)
@@ -257,30 +255,30 @@ def _image_range(
 
 
 def _read_labels(
-    path: Path, file: memoryview, numbers: NDArray[np.int32], offsets: NDArray[np.int64], progress: Progress | None
+    path: Path, file: memoryview, numbers: NDArray[np.int32], offsets: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     words = np.frombuffer(file, "<u4", count=len(file) // 4)
     labels = np.empty(len(offsets), np.int64)
-    for start in range(0, len(offsets), RECORD_BLOCK):
-        rows = slice(start, start + RECORD_BLOCK)
-        values, plain = _plain_labels(words, len(file), offsets[rows])
-        for row in np.flatnonzero(~plain).tolist():
-            offset = int(offsets[start + row])
-            try:
-                values[row] = parse_image(read_record(file, offset)[0], offset).labels[0]
-            except RecordError as error:
-                raise damaged(path, int(numbers[start + row]), error) from None
-        with np.errstate(invalid="ignore"):  # NaN compares false
-            right = (values >= 0) & (values <= EXACT) & (values == np.floor(values))
-        if not right.all():
-            row = int(np.argmin(right))
-            number, offset = numbers[start + row], offsets[start + row]
-            raise InputError(
-                f"{path} record {number} at byte {offset}: label {values[row]:.9g}; expected a class 0..{EXACT}"
-            )
-        labels[rows] = values
-        if progress is not None:
-            progress(min(start + RECORD_BLOCK, len(offsets)), len(offsets))
+    with progress("reading", len(offsets), least=LONG) as advance:
+        for start in range(0, len(offsets), RECORD_BLOCK):
+            rows = slice(start, start + RECORD_BLOCK)
+            values, plain = _plain_labels(words, len(file), offsets[rows])
+            for row in np.flatnonzero(~plain).tolist():
+                offset = int(offsets[start + row])
+                try:
+                    values[row] = parse_image(read_record(file, offset)[0], offset).labels[0]
+                except RecordError as error:
+                    raise damaged(path, int(numbers[start + row]), error) from None
+            with np.errstate(invalid="ignore"):  # NaN compares false
+                right = (values >= 0) & (values <= EXACT) & (values == np.floor(values))
+            if not right.all():
+                row = int(np.argmin(right))
+                number, offset = numbers[start + row], offsets[start + row]
+                raise InputError(
+                    f"{path} record {number} at byte {offset}: label {values[row]:.9g}; expected a class 0..{EXACT}"
+                )
+            labels[rows] = values
+            advance(len(values))
     return labels
 
 

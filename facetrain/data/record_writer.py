@@ -1,41 +1,37 @@
-"""Writing of ``train.rec``, ``train.idx`` and ``property`` as insightface's tools and im2rec lay them out."""
+"""Writing of ``train.rec``, ``train.idx`` and ``property`` as insightface's tools lay them out."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from facetrain.data.record_format import EXACT, Buffer, RecordError, frame, image_payload
+from facetrain.data.images import Buffer
+from facetrain.data.record_format import EXACT, RecordError, frame, image_payload
 from facetrain.errors import InputError
 
 
 class RecordWriter:
     """Writes a .rec with its .idx and ``property``; a context manager.
 
-    With ``identities`` (insightface's layout): record 0 holds (first identity record, end), records 1.. the images in
-    order of their classes, then one record an identity with the (start, end) of its images. Without (im2rec's): record
-    numbers from 0, images in any order. Everything goes to temporary names and gets its own at the end of the ``with``
-    block, the .idx last; a block left by an exception leaves nothing, and what a killed process left the next writer
-    of that file takes over. A file has one writer at a time.
+    Record 0 holds (first identity record, end), records 1.. the images in order of their classes, then one record an
+    identity with the (start, end) of its images. Everything goes to temporary names and gets its own at the end of the
+    ``with`` block, the .idx last; a block left by an exception leaves nothing, and what a killed process left the next
+    writer of that file takes over. A file has one writer at a time.
 
         with RecordWriter(Path("out/train.rec"), image_size=112) as writer:
             writer.write(0, jpeg)
     """
 
-    def __init__(
-        self, path: Path, image_size: int | tuple[int, int] = 112, *, identities: bool = True, overwrite: bool = False
-    ) -> None:
+    def __init__(self, path: Path, image_size: int | tuple[int, int] = 112, *, overwrite: bool = False) -> None:
         """Start a data set.
 
         Args:
             path: the .rec; its folder is made.
             image_size: (height, width) in pixels, or both, for ``property``.
-            identities: whether to write record 0 and the identity records.
             overwrite: whether a data set of that name may be replaced.
 
         Raises:
@@ -46,7 +42,6 @@ class RecordWriter:
             raise InputError(f"{path} must end in .rec, for example {self.path.with_suffix('.rec')}")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self._size = f"{height},{width}"
-        self._identities = identities
         self._targets = (self.path, self.path.with_name("property"), self.path.with_suffix(".idx"))
         self._temporary = tuple(target.with_name(f".{target.name}.part") for target in self._targets)
         taken = [str(target) for target in self._targets if target.exists()]
@@ -63,10 +58,8 @@ class RecordWriter:
             raise InputError(f"{error.filename} cannot be written: {error.strerror}") from None
         self._number = 0
         self._position = 0
-        self._highest = -1
-        self._starts: list[int] = []
-        if identities:
-            self._put(image_payload([0.0, 0.0], 0))  # the numbers follow in _finish
+        self._starts: list[int] = []  # record number of each class's first image
+        self._put(image_payload([0.0, 0.0], 0))  # the numbers follow in _write_identities
 
     def __enter__(self) -> RecordWriter:
         """The writer itself."""
@@ -81,13 +74,12 @@ class RecordWriter:
         else:
             self._discard()
 
-    def write(self, label: int, encoded: Buffer, more: Sequence[float] = ()) -> int:
+    def write(self, label: int, encoded: Buffer) -> int:
         """Append an image.
 
         Args:
-            label: its class. With ``identities`` the class of the image before or the next one, from 0 on.
+            label: its class: that of the image before or the next one, from 0 on.
             encoded: the image file's bytes; may be empty.
-            more: further numbers for the label, which then is written as a vector (float32) with the class first.
 
         Returns:
             The record's number.
@@ -95,21 +87,22 @@ class RecordWriter:
         Raises:
             InputError: a label out of order, too many records for float32, or the disk is full.
         """
-        if label < 0 or label > EXACT:
-            raise InputError(
-                f"label {label} of record {self._number} must lie in 0..{EXACT}, which float32 counts exactly"
-            )
-        if self._identities and label not in (self._highest, self._highest + 1):
+        classes = len(self._starts)
+        expected = (classes - 1, classes) if classes else (0,)
+        if label not in expected:
             raise InputError(
                 f"label {label} of record {self._number}: classes must come in order, so "
-                f"{'0' if self._highest < 0 else f'{self._highest} or {self._highest + 1}'} was expected"
+                f"{' or '.join(map(str, expected))} was expected"
             )
-        if not self._identities and self._number == 0 and more and not len(encoded):
-            raise InputError("an empty image with a vector label as record 0 would read as insightface's header")
-        if self._identities and label > self._highest:
+        # This image's record, and one more for each class at the end.
+        if self._number + 1 + label + 1 > EXACT:
+            raise InputError(
+                f"{self.path} would hold more than {EXACT} records, images and people together, and record 0 counts no "
+                "further, as its labels are float32: leave out people or photos"
+            )
+        if label == classes:
             self._starts.append(self._number)
-        self._highest = max(self._highest, label)
-        return self._put(image_payload([float(label), *more] if more else float(label), self._number, encoded))
+        return self._put(image_payload(float(label), self._number, encoded))
 
     def _put(self, payload: bytes) -> int:
         number = self._number
@@ -132,11 +125,10 @@ class RecordWriter:
             InputError: no image was written, or the files cannot be written.
         """
         try:
-            if self._highest < 0:
+            if not self._starts:
                 raise InputError(f"{self.path} would hold no image; expected at least one")
-            if self._identities:
-                self._write_identities()
-            self._temporary[1].write_text(f"{self._highest + 1},{self._size}\n", encoding="ascii")
+            self._write_identities()
+            self._temporary[1].write_text(f"{len(self._starts)},{self._size}\n", encoding="ascii")
             for file in (self._rec, self._idx):
                 file.flush()
                 os.fsync(file.fileno())
@@ -151,11 +143,6 @@ class RecordWriter:
 
     def _write_identities(self) -> None:
         first = self._number
-        if first + len(self._starts) > EXACT:
-            raise InputError(
-                f"{first + len(self._starts)} records: record 0 counts up to {EXACT}, as its labels are float32; "
-                "write without identity records"
-            )
         ends = [*self._starts[1:], first]
         for start, end in zip(self._starts, ends, strict=True):
             self._put(image_payload([float(start), float(end)], self._number))

@@ -1,7 +1,7 @@
 """Training records as insightface's and mxnet's tools write them: ``train.rec``, ``train.idx``, ``property``.
 
-:class:`RecordFile` reads them at random through a memory map, without a copy before the decoder; :class:`RecordWriter`
-writes them; :func:`scan` looks for damage. Bytes are :mod:`facetrain.data.record_format`'s business.
+:class:`RecordFile` reads them at random through a memory map, without a copy before the decoder; :func:`scan` looks
+for damage. :mod:`facetrain.data.record_writer` writes them; :mod:`facetrain.data.record_format` knows their bytes.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrain.data.encoded import Encoded
+from facetrain.data.images import Buffer
 from facetrain.data.record_cache import Stamp, load_index, stamp
-from facetrain.data.record_format import IMAGE, MAGIC, PART, Buffer, RecordError, parse_image, read_record
-from facetrain.data.record_index import Index, Progress, damaged, index_path, map_file, read_index_text
-from facetrain.data.record_writer import RecordWriter
+from facetrain.data.record_format import IMAGE, MAGIC, PART, RecordError, parse_image, read_record
+from facetrain.data.record_index import Index, damaged, index_path, map_file, read_index_text
 from facetrain.errors import InputError
 
-__all__ = ["RecordFile", "RecordWriter", "ScannedRecord", "read_property", "scan"]
 
-
-class RecordFile:
-    """The images of a .rec, read at random through a memory map.
+class RecordFile(Encoded):
+    """The images of a .rec as :class:`facetrain.data.dataset.Images`, read at random through a memory map.
 
     Record 0 of insightface's files says which records are images; in files of im2rec every record is one. Costs 16 to
     20 bytes an image, shared by all processes from 100,000 images on (:mod:`facetrain.data.record_cache`). Picklable:
@@ -32,23 +31,17 @@ class RecordFile:
 
     labels: NDArray[np.int64]
     """(N,) int64, the class of each image in 0..C-1; for vector labels their first."""
-    num_images: int
-    """N."""
     num_classes: int
     """C: from record 0, else from the ``property`` file, else the largest label + 1."""
 
-    def __init__(self, path: Path, progress: Progress | None = None) -> None:
-        """Open ``path`` with the .idx beside it.
-
-        Args:
-            path: the .rec.
-            progress: called with (images done, images in all) during the first reading of all headers.
+    def __init__(self, path: Path) -> None:
+        """Open ``path``, a .rec with its .idx beside it.
 
         Raises:
             InputError: a file is missing or damaged, record headers included, or a label is not one of the classes.
         """
         self.path = Path(path)
-        self._open(load_index(self.path, progress), stamp(self.path))
+        self._open(load_index(self.path), stamp(self.path))
         self.num_classes = _count_classes(self.path, self._index)
 
     def _open(self, loaded: tuple[Index, bool], version: Stamp) -> None:
@@ -56,7 +49,6 @@ class RecordFile:
         self._version = version
         self._file = memoryview(map_file(self.path))
         self.labels = self._index.labels
-        self.num_images = len(self.labels)
 
     def __getstate__(self) -> tuple[Path, int, Stamp, Index | None]:
         return self.path, self.num_classes, self._version, None if self._cached else self._index
@@ -69,9 +61,9 @@ class RecordFile:
 
     def __len__(self) -> int:
         """Number of images."""
-        return self.num_images
+        return len(self.labels)
 
-    def image_bytes(self, i: int) -> Buffer:
+    def encoded(self, i: int) -> Buffer:
         """The encoded image ``i`` of 0..N-1: a read-only view of the map, or new ``bytes`` for a multi-part record.
 
         Raises:
@@ -97,8 +89,8 @@ class RecordFile:
 
     def byte_offset(self, i: int) -> int:
         """The byte of the .rec where the record of image ``i`` starts."""
-        if not 0 <= i < self.num_images:
-            raise IndexError(f"image {i} of {self.num_images}")
+        if not 0 <= i < len(self):
+            raise IndexError(f"image {i} of {len(self)}")
         return int(self._index.offsets[i])
 
     def where(self, i: int) -> str:

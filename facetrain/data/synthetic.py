@@ -1,7 +1,7 @@
 """Rendered faces: any number of people, any number of photos of each, from a seed and nothing else.
 
 A person is an :class:`Identity` (some sixty continuous traits), a photo adds a :class:`Nuisance` (pose, light,
-expression, things worn, camera). The drawing is :mod:`facetrain.data.faces`: ``head`` (what a pixel sees of a turned
+expression, things worn, camera). The drawing is :mod:`facetrain.data.faces`: ``skull`` (what a pixel sees of a turned
 head), ``skin`` (its painted texture), ``scene`` (light, hair, neck, background), ``worn`` and ``camera``. The faces are
 for demonstrations and tests of training code; nothing measured on them says anything about people.
 """
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from facetrain import keyed
 from facetrain.data.faces import worn
 from facetrain.data.faces.camera import camera
-from facetrain.data.faces.head import Pose
 from facetrain.data.faces.scene import Scene
 from facetrain.data.faces.skin import face_texture
+from facetrain.data.faces.skull import Pose
 from facetrain.data.faces.traits import Identity, Nuisance
 from facetrain.errors import InputError
 
@@ -56,7 +56,7 @@ def render(seed: int, identity: int, image: int, size: int, difficulty: float = 
     scene.neck()
     far = 1.0 if photo.yaw > 0 else -1.0
     scene.ear(far)
-    scene.head(face_texture(person, photo, size))
+    scene.face(face_texture(person, photo, size))
     scene.ear(-far)
     scene.hair()
     worn.put_on(scene)

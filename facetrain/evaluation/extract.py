@@ -1,12 +1,12 @@
-"""The work of all ranks on one list of images: decoded by threads, embedded in batches, gathered block by block."""
+"""Embeddings of images by all ranks: decoded by threads, embedded in batches, gathered block by block."""
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from facetrain.data.encoded import Encoded
+from facetrain.data.progress import progress as progress_line
 from facetrain.distributed import World
 from facetrain.errors import InputError
 from facetrain.models import normalise
@@ -22,8 +23,8 @@ from facetrain.models import normalise
 BLOCK = 32768
 """Rows gathered at once: what bounds the memory on the device, whatever the size of the set."""
 
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all) after each batch, on every rank."""
+Progress = Callable[[int], None]
+"""Called after each batch, on every rank, with how many images more are done by all ranks, as far as this one knows."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,61 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
             part.training = True
 
 
+def shown_progress(what: str, total: int, world: World) -> AbstractContextManager[Progress]:
+    """A progress line on rank 0, nothing on the others."""
+    return progress_line(what, total) if world.rank == 0 else nullcontext(lambda more: None)
+
+
+def embed(
+    backbone: nn.Module,
+    images: Encoded,
+    *,
+    input_size: int,
+    batch_size: int = 256,
+    flip: bool = True,
+    world: World | None = None,
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
+    """Embeddings of all images, on every rank; each rank embeds its share.
+
+    Args:
+        backbone: (n, 3, size, size) float32 in -1..1 -> (n, D), on ``world.device``; run in evaluation mode, then put
+            back.
+        images: N encoded images, at least one.
+        input_size: pixels a side; images of another size become it as ``images`` says.
+        batch_size: images at once on each rank.
+        flip: add the embedding of the mirrored image. The sum is not normalised, as in insightface's verification.
+        world: the ranks that share the work; None: this process alone.
+        progress: told of each batch.
+
+    Returns:
+        (N, D) float32.
+
+    Raises:
+        InputError: no images, or unreadable ones; raised on every rank, when all images were tried.
+    """
+    unreadable: list[Unreadable] = []
+    blocks = embed_blocks(
+        backbone,
+        images,
+        input_size=input_size,
+        unreadable=unreadable,
+        batch_size=batch_size,
+        flip=flip,
+        world=world,
+        progress=progress,
+    )
+    rows = np.concatenate(list(blocks))
+    refuse(unreadable, len(images))
+    return rows
+
+
+def refuse(unreadable: Sequence[Unreadable], total: int) -> None:
+    """InputError where any of ``total`` images is unreadable."""
+    if unreadable:
+        raise InputError(f"{len(unreadable)} of {total} images cannot be read, the first: {unreadable[0].reason}")
+
+
 def embed_blocks(
     backbone: nn.Module,
     images: Encoded,
@@ -56,15 +112,14 @@ def embed_blocks(
     batch_size: int = 256,
     flip: bool = True,
     world: World | None = None,
-    threads: int | None = None,
     progress: Progress | None = None,
     block: int = BLOCK,
 ) -> Generator[NDArray[np.float32], None, None]:
     """Embeddings in blocks of rows in order, so that no rank ever holds all N of them; each rank embeds its share.
 
-    See :func:`facetrain.evaluation.embed.embed` for the other arguments. Every rank must take as many blocks, and close
-    the generator where that is not all of them: it holds threads, and left to the garbage collector it would join them
-    at any moment, also at one that deadlocks.
+    See :func:`embed` for the other arguments. Every rank must take as many blocks, and close the generator where that
+    is not all of them: it holds threads, and left to the garbage collector it would join them at any moment, also at
+    one that deadlocks.
 
     Args:
         unreadable: takes the images that cannot be read, in order and the same on every rank; their rows are NaN.
@@ -78,11 +133,11 @@ def embed_blocks(
     if total == 0:
         raise InputError("there are no images to embed")
     length = max(1, block // (batch_size * world.size)) * batch_size * world.size
-    with _Decoders(images, input_size, batch_size, world, threads) as decoders:
+    with _Decoders(images, input_size, batch_size, world) as decoders:
         for start in range(0, total, length):
             count = min(length, total - start)
-            own = world.own(count)
-            parts, failures = [], []
+            own = world.rows_of(count)
+            parts, failures, done = [], [], 0
             with evaluating(backbone):
                 for pixels, failed in decoders.batches(range(start + own.start, start + own.stop)):
                     rows = _forward(backbone, pixels.to(world.device, non_blocking=True), flip)
@@ -90,18 +145,19 @@ def embed_blocks(
                     parts.append(rows)
                     failures += [one for _, one in failed]
                     if progress:
-                        progress(start + min(count, sum(map(len, parts)) * world.size), total)
+                        before, done = done, min(count, done + len(rows) * world.size)
+                        progress(done - before)
                 if not parts:  # a rank without rows still has to know D
                     black = torch.zeros((1, input_size, input_size, 3), dtype=torch.uint8, device=world.device)
                     parts.append(_forward(backbone, black, flip=False)[:0])
             gathered = world.gather_rows(torch.cat(parts), count)
-            for theirs in world.collect(failures):
+            for theirs in world.gather_objects(failures):
                 unreadable += theirs
             yield gathered.cpu().numpy()
 
 
 def _forward(backbone: nn.Module, pixels: Tensor, flip: bool) -> Tensor:
-    """(n, S, S, 3) uint8 -> (n, D) float32, the mirror image's embedding added where asked."""
+    """(n, size, size, 3) uint8 -> (n, D) float32, the mirror image's embedding added where asked."""
     images = normalise(pixels)
     embeddings: Tensor = backbone(images).float()
     return embeddings + backbone(images.flip(3)).float() if flip else embeddings
@@ -113,11 +169,11 @@ _Failed = list[tuple[int, Unreadable]]  # (row in its batch, what is wrong)
 class _Decoders:
     """Threads that decode: the JPEG library leaves the interpreter lock to the others while it works."""
 
-    def __init__(self, images: Encoded, size: int, batch_size: int, world: World, threads: int | None) -> None:
+    def __init__(self, images: Encoded, size: int, batch_size: int, world: World) -> None:
         self.images, self.size, self.batch_size = images, size, batch_size
         self.pinned = world.device.type == "cuda"
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.threads = threads or min(8, cores)
+        self.threads = min(8, cores)
 
     def __enter__(self) -> _Decoders:
         self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
@@ -127,7 +183,7 @@ class _Decoders:
         self.pool.shutdown(cancel_futures=True)
 
     def batches(self, rows: range) -> Iterator[tuple[Tensor, _Failed]]:
-        """((n, S, S, 3) uint8, failures) in order; the next batch is decoded while the caller works on this one."""
+        """((n, size, size, 3) uint8, failures) in order; the next batch is decoded while the caller uses this one."""
         ahead: tuple[Tensor, list[Future[_Failed]]] | None = None
         for i in range(0, len(rows) + self.batch_size, self.batch_size):
             current, ahead = ahead, self._begin(rows[i : i + self.batch_size])

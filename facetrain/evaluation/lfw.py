@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from facetrain.atomic import result_file
 from facetrain.console import console
 from facetrain.errors import InputError
-from facetrain.evaluation.output import result_file
 from facetrain.evaluation.pairs import Verification
 from facetrain.evaluation.scores import FEW, Rule, fpr_text
 
@@ -30,7 +30,7 @@ def run_lfw(
     output: Path | None = None,
     world: World | None = None,
 ) -> list[tuple[str, Verification]]:
-    """Evaluate a checkpoint on pair sets by all ranks; rank 0 prints the table and writes ``output``.
+    """Evaluate a checkpoint on pair sets by all ranks; rank 0 shows progress, prints the table, writes ``output``.
 
     Args:
         checkpoint: a run, a checkpoint or an exported .safetensors file.
@@ -49,7 +49,8 @@ def run_lfw(
     """
     from facetrain.checkpoint import fingerprint, load_backbone
     from facetrain.distributed import World
-    from facetrain.evaluation.embed import Verifier
+    from facetrain.evaluation.extract import shown_progress
+    from facetrain.evaluation.verifier import Verifier
 
     world = world or World()
     if not bins:
@@ -59,7 +60,8 @@ def run_lfw(
     backbone, model = load_backbone(checkpoint)
     verifier = Verifier(bins, model.input_size, batch_size, flip, rule)
     started = time.monotonic()
-    results = verifier.run(backbone.to(world.device), world)
+    with shown_progress("embedding", verifier.distinct_images, world) as progress:
+        results = verifier.run(backbone.to(world.device), world, progress)
     seconds = time.monotonic() - started
     if world.rank == 0:
         name = fingerprint(checkpoint)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from facetrain.atomic import result_file
 from facetrain.data.encoded import Encoded
 from facetrain.errors import InputError
-from facetrain.evaluation.output import result_file
 from facetrain.evaluation.scores import FEW, FPRS, Cell, Folds, Rule, fpr_text, ten_fold_accuracy, tpr_at_fpr
 from facetrain.evaluation.unpickle import Array, load
 
@@ -168,7 +168,7 @@ def verify(
 
 
 def read_verification(path: Path) -> Verification:
-    """Read what :meth:`Verification.save` wrote; of a file with ``scores`` and ``same`` alone the rest is computed.
+    """Read what :meth:`Verification.save` wrote; the table is computed from the scores.
 
     Raises:
         InputError: not such a file.
@@ -177,16 +177,11 @@ def read_verification(path: Path) -> Verification:
         with np.load(path, allow_pickle=False) as file:
             held = {key: file[key] for key in file.files}
         scores, same = held["scores"].astype(np.float64), held["same"].astype(np.bool_)
-        rule: Rule = "nearest" if str(held.get("rule", "strict")) == "nearest" else "strict"
-        fprs = [float(fpr) for fpr in held.get("fprs", FPRS)]
-        flip = bool(held.get("flip", True))
-        if "fold_accuracies" in held:
-            each = held["fold_accuracies"]
-            folds = Folds(float(each.mean()), float(each.std()), each, held["fold_thresholds"])
-        else:
-            folds = ten_fold_accuracy(2 - 2 * scores, same)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        rule: Rule = "nearest" if str(held["rule"]) == "nearest" else "strict"
+        fprs = [float(fpr) for fpr in held["fprs"]]
+        flip = bool(held["flip"])
+        each = held["fold_accuracies"]
+        folds = Folds(float(each.mean()), float(each.std()), each, held["fold_thresholds"])
     except Exception as error:  # a zip archive of arrays can be damaged in any number of ways
         raise InputError(f"{path} is not a readable verification result: {_reason(error)}") from None
     return Verification(folds, tuple(tpr_at_fpr(scores, same, fprs, rule)), scores, same, flip, rule)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrain.atomic import result_file
 from facetrain.data.dataset import Images, class_counts
 from facetrain.data.encoded import Encoded
 from facetrain.data.images import encode_jpeg
 from facetrain.errors import InputError
 from facetrain.evaluation import plots
-from facetrain.evaluation.output import result_file
 from facetrain.evaluation.pairs import PairSet, Verification
 from facetrain.evaluation.rundir import Run, read_run, recorded_images, recorded_sets
 from facetrain.evaluation.scores import FEW, fpr_text
 
 PEOPLE, PHOTOS, PAIRS, SIDE = 8, 6, 6, 96
 """People and photos of each in the grid, pairs in each group, pixels a side."""
+CURVE_FPR = 1e-2
+"""The rate whose TPR is drawn over the steps; in LFW, 30 of the impostor pairs decide it."""
 
 
 def save_verification(run_dir: Path, name: str, result: Verification) -> None:
@@ -143,7 +145,7 @@ def _tables(results: Sequence[tuple[str, Verification]]) -> list[dict[str, Any]]
 
 
 def _curves(run: Run) -> list[str]:
-    """Loss, learning rate and speed of training, and accuracy and a TPR of each set over the steps."""
+    """Loss, learning rate and speed of training, and each set's accuracy and TPR at ``CURVE_FPR`` over the steps."""
     drawn = []
     for key, name, unit in (
         ("loss", "Training loss", "loss"),
@@ -153,11 +155,22 @@ def _curves(run: Run) -> list[str]:
         lines = [line for line in run.train if isinstance(line.get(key), (int, float))]
         if lines:
             drawn.append(plots.curves(name, [("", [x["step"] for x in lines], [x[key] for x in lines])], unit))
-    checks = run.verifications.items()
-    accuracy = [(name, [x["step"] for x in lines], [100 * x["accuracy"] for x in lines]) for name, lines in checks]
-    if accuracy:
-        drawn.insert(2, plots.curves("Verification accuracy", accuracy, "accuracy %"))
+    rate = fpr_text(CURVE_FPR)
+    accuracy = _over_steps(run, lambda line: line["accuracy"])
+    tpr = _over_steps(run, lambda line: line.get("tpr", {}).get(rate))
+    checks = [("Verification accuracy", accuracy, "accuracy %"), (f"TPR at FPR {rate}", tpr, "TPR %")]
+    drawn[2:2] = [plots.curves(name, series, unit) for name, series, unit in checks if series]
     return drawn
+
+
+def _over_steps(run: Run, share: Callable[[dict[str, Any]], float | None]) -> list[tuple[str, list[int], list[float]]]:
+    """(set, steps, per cent) of what ``share`` finds in the log's lines of each set; None: a line has none."""
+    series = []
+    for name, lines in run.verifications.items():
+        found = [(int(line["step"]), value) for line in lines if (value := share(line)) is not None]
+        if found:
+            series.append((name, [step for step, _ in found], [100 * value for _, value in found]))
+    return series
 
 
 def _set(name: str, result: Verification, images: PairSet | None) -> dict[str, Any]:
@@ -208,9 +221,10 @@ def _people(images: Images) -> list[dict[str, Any]]:
     places = np.unique(np.linspace(0, len(by_size) - 1, min(PEOPLE, len(by_size))).round().astype(int))
     people = []
     for person in by_size[places]:
-        own = np.flatnonzero(images.labels == person)
-        shown = own[np.unique(np.linspace(0, len(own) - 1, min(PHOTOS, len(own))).round().astype(int))]
-        people.append({"label": int(person), "count": len(own), "pictures": [_picture(images, int(i)) for i in shown]})
+        photos = np.flatnonzero(images.labels == person)
+        shown = photos[np.unique(np.linspace(0, len(photos) - 1, min(PHOTOS, len(photos))).round().astype(int))]
+        pictures = [_picture(images, int(i)) for i in shown]
+        people.append({"label": int(person), "count": len(photos), "pictures": pictures})
     return people
 
 

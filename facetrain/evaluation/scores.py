@@ -19,6 +19,7 @@ Rule = Literal["strict", "nearest"]
 FPRS = (1e-4, 1e-3, 1e-2, 1e-1)
 FEW = 10
 """A cell decided by fewer impostor pairs than this says so."""
+FOLDS = 10
 THRESHOLDS = np.arange(0, 4, 0.01)
 """Squared L2 distances that the ten-fold protocol tries."""
 
@@ -27,16 +28,14 @@ THRESHOLDS = np.arange(0, 4, 0.01)
 class Cell:
     """One cell of a TPR@FPR table.
 
-    ``fpr`` is the asked rate and ``reached`` the rate at ``threshold``; ``impostors`` is how many impostor pairs are
-    accepted there, i.e. how many scores decided the cell. Where no score obeys the rule the threshold is inf: nobody is
-    accepted.
+    ``fpr`` is the asked rate; ``impostors`` is how many impostor pairs are accepted at ``threshold``, i.e. how many
+    scores decided the cell. Where no score obeys the rule the threshold is inf: nobody is accepted.
     """
 
     fpr: float
     tpr: float
     threshold: float
     impostors: int
-    reached: float
 
     @property
     def few(self) -> bool:
@@ -157,38 +156,36 @@ def tpr_at_fpr(scores: ArrayLike, same: ArrayLike, fprs: Sequence[float] = FPRS,
                 float(points.tpr[at]),
                 float(points.thresholds[at]),
                 int(points.false_positives[at]),
-                float(points.fpr[at]),
             )
         )
     return cells
 
 
-def ten_fold_accuracy(distances: ArrayLike, same: ArrayLike, *, folds: int = 10) -> Folds:
+def ten_fold_accuracy(distances: ArrayLike, same: ArrayLike) -> Folds:
     """Verification accuracy as insightface's LFW script computes it.
 
-    The pairs are cut into ``folds`` consecutive parts (the first ``N % folds`` one pair longer). Each part is judged at
+    The pairs are cut into ten consecutive parts (the first ``N % 10`` one pair longer). Each part is judged at
     the threshold that is most accurate on the others: the first best of 0, 0.01, ... 3.99, a pair being accepted when
     its distance is **below** it. The standard deviation is the population's (ddof 0).
 
     Args:
         distances: (N,) squared L2 distances of normalised embeddings (2 - 2 cos), in file order.
         same: (N,) bool.
-        folds: how many parts; 10 is the protocol.
 
     Raises:
         InputError: lengths differ, a distance is not finite, a kind of pairs is missing, or fewer pairs than folds.
     """
     values, labels = _checked(distances, same, "distances")
-    if len(values) < folds:
-        raise InputError(f"{len(values)} pairs are too few for {folds} folds; at least one pair a fold is needed")
-    lengths = np.full(folds, len(values) // folds)
-    lengths[: len(values) % folds] += 1
+    if len(values) < FOLDS:
+        raise InputError(f"{len(values)} pairs are too few for {FOLDS} folds; at least one pair a fold is needed")
+    lengths = np.full(FOLDS, len(values) // FOLDS)
+    lengths[: len(values) % FOLDS] += 1
     ends = np.cumsum(lengths)
     right = np.stack(
         [_right_decisions(values[e - n : e], labels[e - n : e]) for e, n in zip(ends, lengths, strict=True)]
     )
-    best = np.argmax(right.sum(axis=0) - right, axis=1)  # (folds,): the sum over all parts but one
-    accuracies = right[np.arange(folds), best] / lengths
+    best = np.argmax(right.sum(axis=0) - right, axis=1)  # (FOLDS,): the sum over all parts but one
+    accuracies = right[np.arange(FOLDS), best] / lengths
     return Folds(float(accuracies.mean()), float(accuracies.std()), accuracies, THRESHOLDS[best])
 
 

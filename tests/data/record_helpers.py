@@ -3,28 +3,48 @@
 import cv2
 import numpy as np
 
-from facetrain.data.record_format import MAGIC_BYTES, frame
-from facetrain.data.recordio import RecordFile, RecordWriter
+from facetrain.data.record_format import MAGIC_BYTES, frame, image_payload
+from facetrain.data.record_writer import RecordWriter
+from facetrain.data.recordio import RecordFile
 from facetrain.errors import InputError
 
 
 def write(path, classes, **options):
-    """``classes``: a list of lists of (encoded, more labels)."""
+    """Our writer's files; ``classes``: a list of lists of encoded images."""
     with RecordWriter(path, 112, **options) as writer:
         for label, images in enumerate(classes):
-            for encoded, more in images:
-                writer.write(label, encoded, more)
+            for encoded in images:
+                writer.write(label, encoded)
     return path
 
 
-def small(path, **options):
-    return write(
-        path, [[(b"first", ()), (MAGIC_BYTES * 2 + b"tail", ())], [(b"", (7.0,))], [(b"last one", ())]], **options
-    )
+def lay_out(path, classes, identities=True):
+    """The files of other tools, which may have vector labels; ``classes``: a list of lists of (encoded, more labels).
+
+    With ``identities`` in insightface's layout, else in im2rec's.
+    """
+    records, ranges = [b""] * identities, []
+    for label, images in enumerate(classes):
+        start = len(records)
+        for encoded, more in images:
+            records.append(image_payload([float(label), *more] if more else float(label), len(records), encoded))
+        ranges.append([float(start), float(len(records))])
+    if identities:
+        first = len(records)
+        records += [image_payload(pair, first + n) for n, pair in enumerate(ranges)]
+        records[0] = image_payload([float(first), float(len(records))], 0)
+    raw(path, records)
+    path.with_name("property").write_text(f"{len(classes)},112,112\n")
+    return path
+
+
+def small(path, identities=True):
+    classes = [[(b"first", ()), (MAGIC_BYTES * 2 + b"tail", ())], [(b"", (7.0,))], [(b"last one", ())]]
+    return lay_out(path, classes, identities)
 
 
 def read_all(file):
-    return [bytes(file.image_bytes(i)) for i in range(len(file))]
+    return [bytes(file.encoded(i)) for i in range(len(file))]
 
 
 def attempt(path):
@@ -35,10 +55,10 @@ def attempt(path):
         return [], str(error)
 
 
-def write_labels(path, labels, encoded=b"x", more=(), **options):
-    with RecordWriter(path, **options) as writer:
+def write_labels(path, labels):
+    with RecordWriter(path) as writer:
         for label in labels:
-            writer.write(label, encoded, more)
+            writer.write(label, b"x")
 
 
 def interrupt(path, **options):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from record_helpers import folder_of_people
 
+from facetrain import cli_data
 from facetrain.data import check as module
 from facetrain.data.check import check
 from facetrain.data.dataset import open_images
 from facetrain.data.images import encode_jpeg
 from facetrain.data.pack import pack
-from facetrain.data.recordio import RecordWriter
+from facetrain.data.record_writer import RecordWriter
 from facetrain.errors import InputError
 
 SIZES = [6, 4, 2]
@@ -157,6 +158,16 @@ def test_check_of_a_sound_set(tmp_path):
         assert plot.std() > 5
     assert check(people).sizes == {"16 x 20": 17}
     assert check(tmp_path / "out").sizes == {"12 x 12": 17}
+
+
+def test_the_command_says_how_long_the_tail_is(rec, capsys):
+    cli_data.check(rec, None, 1)
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == [
+        f"{rec}: 12 images of 3 people (0 without any)",
+        "images per person: 2 to 6, median 4",
+        "people with more than 5 images: 1; with 1 to 5: 2",
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -9,7 +9,8 @@ import simplejpeg
 import torch
 
 from facetrain.data.foreign_readers import DaliDecoder
-from facetrain.data.recordio import RecordFile, RecordWriter
+from facetrain.data.record_writer import RecordWriter
+from facetrain.data.recordio import RecordFile
 from facetrain.errors import InputError
 
 try:
@@ -41,9 +42,9 @@ def test_order_and_pixels(tmp_path, device):
     file = RecordFile(tmp_path / "train.rec")
     decoder = DaliDecoder(112, device, 1)
     for chosen in ([5, 3, 11], [0], list(range(11, -1, -1))):  # a batch larger than the first, and smaller ones
-        got = decoder.decode([file.image_bytes(i) for i in chosen]).cpu()
+        got = decoder.decode([file.encoded(i) for i in chosen]).cpu()
         assert got.dtype == torch.uint8
-        expected = np.stack([simplejpeg.decode_jpeg(file.image_bytes(i)) for i in chosen])
+        expected = np.stack([simplejpeg.decode_jpeg(file.encoded(i)) for i in chosen])
         # libjpeg-turbo on the CPU gives the same pixels; nvJPEG may round otherwise.
         assert np.abs(got.numpy().astype(int) - expected).max() <= (0 if device is None else 6)
 

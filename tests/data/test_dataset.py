@@ -9,7 +9,7 @@ import pytest
 from facetrain.data.dataset import class_counts, decode_batch, list_people, listed_images, open_images
 from facetrain.data.images import decode, encode_jpeg
 from facetrain.data.pack import pack
-from facetrain.data.recordio import RecordWriter
+from facetrain.data.record_writer import RecordWriter
 from facetrain.errors import InputError
 
 

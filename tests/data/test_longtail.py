@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from facetrain.data.dataset import open_images
 from facetrain.data.images import encode_jpeg
 from facetrain.data.longtail import choose_classes, choose_images, subset
-from facetrain.data.recordio import RecordWriter
+from facetrain.data.record_writer import RecordWriter
 from facetrain.errors import InputError
 
 
@@ -99,14 +99,14 @@ def test_subset_copies_images_as_they_are(whole, tmp_path):
 
 
 def test_subset_replaces_nothing_silently(whole, tmp_path):
-    subset(whole, tmp_path / "out", 2, 2, 2)
+    subset(whole, tmp_path / "out", head=2, tail=2, tail_images=2)
     with pytest.raises(InputError, match=r"train\.rec is there already: choose another folder, or .*--force"):
-        subset(whole, tmp_path / "out", 1, 3, 1)
-    subset(whole, tmp_path / "out", 1, 3, 1, force=True)
+        subset(whole, tmp_path / "out", head=1, tail=3, tail_images=1)
+    subset(whole, tmp_path / "out", head=1, tail=3, tail_images=1, overwrite=True)
     assert len(open_images(tmp_path / "out")) == 9
     before = whole.read_bytes()
     with pytest.raises(InputError, match="is the data set to read: choose another folder"):
-        subset(whole, whole.parent, 2, 2, 2, force=True)
+        subset(whole, whole.parent, head=2, tail=2, tail_images=2, overwrite=True)
     assert whole.read_bytes() == before
 
 
@@ -116,8 +116,8 @@ def test_subset_of_a_folder_of_people(whole, tmp_path):
         photo = tmp_path / "photos" / f"p{images.labels[i]}" / f"{i}.jpg"
         photo.parent.mkdir(parents=True, exist_ok=True)
         photo.write_bytes(images.encoded(i))
-    for force in (False, True):
-        report = subset(tmp_path / "photos", tmp_path / "out", 2, 2, 2, force=force)
+    for overwrite in (False, True):
+        report = subset(tmp_path / "photos", tmp_path / "out", head=2, tail=2, tail_images=2, overwrite=overwrite)
         assert (report.head_images, report.tail_images) == (10, 4)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "classes.csv",
@@ -133,11 +133,11 @@ def test_subset_removes_what_an_older_set_left(whole, tmp_path):
     for name in ("names.txt", "heldout.bin", "head.bin", "tail.bin", "heldout/train.rec", "heldout/train.idx", "mine"):
         (out / name).write_text("old")
     with pytest.raises(InputError, match=r"names\.txt is there already: .*--force"):
-        subset(whole, out, 2, 2, 2)
+        subset(whole, out, head=2, tail=2, tail_images=2)
     with pytest.raises(InputError, match="lower"):
-        subset(whole, out, 5, 5, force=True)
+        subset(whole, out, head=5, tail=5, overwrite=True)
     assert len(list(out.rglob("*"))) == 8
-    subset(whole, out, 2, 2, 2, force=True)
+    subset(whole, out, head=2, tail=2, tail_images=2, overwrite=True)
     assert sorted(path.name for path in out.rglob("*")) == ["classes.csv", "mine", "property", "train.idx", "train.rec"]
 
 
@@ -146,4 +146,4 @@ def test_bad_first_image_is_named(tmp_path):
         for label in (0, 0, 1):
             writer.write(label, b"")
     with pytest.raises(InputError, match=r"^train\.rec record 1 at byte 40: the image is empty: 0 bytes$"):
-        subset(tmp_path / "whole", tmp_path / "out", 1, 1, 1)
+        subset(tmp_path / "whole", tmp_path / "out", head=1, tail=1, tail_images=1)

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 from record_helpers import folder_of_people
 
-from facetrain.data import progress
 from facetrain.data.dataset import open_images
 from facetrain.data.images import decode, encode_jpeg, to_square
 from facetrain.data.pack import choose_held_out, pack
-from facetrain.data.pairs_file import available_pairs, draw_pairs, write_bin
 from facetrain.errors import InputError
 
 
@@ -84,7 +82,7 @@ def test_a_packed_set_is_not_replaced_silently(tmp_path):
     with pytest.raises(InputError, match=r"train\.rec is there already: .*--force"):
         pack(people, tmp_path / "out", size=10)
     assert (tmp_path / "out" / "train.rec").read_bytes() == before
-    pack(people, tmp_path / "out", size=10, force=True)
+    pack(people, tmp_path / "out", size=10, overwrite=True)
     assert len(open_images(tmp_path / "out")) == 32
     assert not (tmp_path / "out" / "heldout.bin").exists()  # its people are trained on now
 
@@ -95,16 +93,16 @@ def test_a_failed_replacement_leaves_the_old_set(tmp_path):
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert len(before) == 9
     with pytest.raises(InputError, match="2 people with 4 photos give 2 pairs"):
-        pack(folder_of_people(tmp_path / "few", people=4, photos=2), out, size=12, held_out=2, force=True)
+        pack(folder_of_people(tmp_path / "few", people=4, photos=2), out, size=12, held_out=2, overwrite=True)
     blank = folder_of_people(tmp_path / "blank")
     for photo in blank.glob("*/*"):
         photo.write_bytes(b"x")
     with pytest.raises(InputError, match="none of 32 photos can be read"):
-        pack(blank, out, size=12, force=True)
+        pack(blank, out, size=12, overwrite=True)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     (out / "head.bin").write_bytes(b"of a demo")
     (out / "classes.csv").write_bytes(b"of a subset")
-    pack(people, out, size=12, force=True)
+    pack(people, out, size=12, overwrite=True)
     assert sorted(path.name for path in out.rglob("*")) == ["names.txt", "property", "train.idx", "train.rec"]
 
 
@@ -155,84 +153,6 @@ def test_photos_are_packed_alike_by_processes(tmp_path):
     pack(people, tmp_path / "one", size=12, workers=1)
     pack(people, tmp_path / "two", size=12, workers=2)
     assert (tmp_path / "one" / "train.rec").read_bytes() == (tmp_path / "two" / "train.rec").read_bytes()
-
-
-# Pairs.
-
-
-@pytest.mark.parametrize("sizes", [[10] * 10, [2] * 30, [1] * 50 + [9] * 4, [40, 40], [3, 200, 1, 7]])
-@pytest.mark.parametrize("count", [20, 400, 6000])
-def test_pairs_are_distinct_and_in_order(sizes, count):
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)) * 3 + 5, sizes))
-    first, second, same = draw_pairs(labels, count, seed=1)
-    n = len(first)
-    available = available_pairs(np.array(sizes))
-    assert n == min(count // 20, available[0] // 10, available[1] // 10) * 20
-    assert np.array_equal(labels[first] == labels[second], same)
-    assert (same.reshape(10, 2, n // 20) == np.array([True, False])[:, None]).all()
-    assert (first != second).all()
-    assert len({frozenset(pair) for pair in zip(first.tolist(), second.tolist(), strict=True)}) == n
-
-
-def test_pairs_are_balanced_over_people():
-    labels = np.repeat(np.arange(40), np.arange(40) + 3)
-    first, second, same = draw_pairs(labels, 2400, seed=0)
-    of_one = np.bincount(labels[first[same]], minlength=40)
-    assert of_one.max() - np.minimum(of_one[8:], of_one.max()).min() <= 1  # who has enough photos has an equal share
-    assert of_one[0] == 3
-    of_two = np.bincount(labels[np.concatenate([first[~same], second[~same]])], minlength=40)
-    assert of_two.min() > 30  # 60 expected
-    assert of_two.max() < 100
-
-
-def test_pairs_follow_the_seed():
-    labels = np.repeat(np.arange(10), 10)
-    one, again, other = (np.stack(draw_pairs(labels, 200, seed)[:2]) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(one, again)
-    assert not np.array_equal(one, other)
-
-
-def test_too_few_pairs():
-    with pytest.raises(InputError, match="3 people with 6 photos give 3 pairs of one person and 12 of two; at"):
-        draw_pairs(np.repeat([0, 1, 2], 2), 6000)
-
-
-def test_bin_is_plain_python(tmp_path):
-    write_bin(tmp_path / "x.bin", [memoryview(b"a"), b"b", b"c", b"d"], np.array([True, False]))
-    data = (tmp_path / "x.bin").read_bytes()
-    assert pickle.loads(data) == ([b"a", b"b", b"c", b"d"], [True, False])
-    assert b"numpy" not in data
-    assert [path.name for path in tmp_path.iterdir()] == ["x.bin"]
-
-
-# Processes.
-
-
-def shout(word):
-    return word.upper() + _suffix
-
-
-def remember(suffix):
-    global _suffix
-    _suffix = suffix
-
-
-def die(word):
-    import os
-
-    os._exit(1)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_ordered_map(workers):
-    words = [f"w{i}" for i in range(40)]
-    result = list(progress.ordered_map(shout, words, workers, remember, ("!",)))
-    assert result == [f"W{i}!" for i in range(40)]
-
-
-def test_a_dead_process_is_one_clear_line():
-    with pytest.raises(InputError, match="a worker process died"):
-        list(progress.ordered_map(die, ["a"], 2, remember, ("",)))
 
 
 def test_jpeg_quality_counts(tmp_path):

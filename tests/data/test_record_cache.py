@@ -89,7 +89,7 @@ def test_damaged_cache_is_made_again(rec, caching, keep):
 
 
 def _digest(file):
-    return b"|".join(bytes(file.image_bytes(i)) for i in range(len(file)))
+    return b"|".join(bytes(file.encoded(i)) for i in range(len(file)))
 
 
 def _open_and_digest(path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from record_helpers import attempt, raw, read_all, small
 
-from facetrain.data import record_index
+from facetrain.data import progress, record_cache, record_index
 from facetrain.data.record_format import EXACT, MAGIC, MAGIC_BYTES, frame, image_payload
 from facetrain.data.recordio import RecordFile, scan
 from facetrain.errors import InputError
@@ -61,11 +61,21 @@ def test_index_in_blocks(rec, monkeypatch):
     monkeypatch.setattr(record_index, "TEXT_BLOCK", 7)
     monkeypatch.setattr(record_index, "RECORD_BLOCK", 8)
     rec.with_suffix(".idx").write_bytes(rec.with_suffix(".idx").read_bytes()[:-1])  # no newline at the end
-    seen = []
-    file = RecordFile(rec, lambda done, total: seen.append((done, total)))
-    assert read_all(file) == [b"%d" % n for n in range(50)]
-    assert seen[0] == (8, 50)
-    assert seen[-1] == (50, 50)
+    assert read_all(RecordFile(rec)) == [b"%d" % n for n in range(50)]
+
+
+@pytest.mark.parametrize("least", [50, 51])
+def test_a_long_first_reading_says_how_far_it_is(rec, monkeypatch, capsys, least):
+    raw(rec, [image_payload(float(n), n, b"%d" % n) for n in range(50)])
+    monkeypatch.setattr(record_index, "RECORD_BLOCK", 8)
+    monkeypatch.setattr(record_index, "LONG", least)
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
+    RecordFile(rec)
+    said = capsys.readouterr()
+    assert said.out == ""
+    done = re.findall(r"^reading: (\d+) of 50, .* s left, .* images/s$", said.err, re.MULTILINE)
+    assert done == (["8", "16", "24", "32", "40", "48", "50"] if least == 50 else [])
+    assert len(done) == len(said.err.splitlines())
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -103,7 +113,7 @@ def test_missing_files(rec):
     rec.with_suffix(".idx").unlink()
     with pytest.raises(InputError, match=r"train\.idx cannot be opened: No such file"):
         RecordFile(rec)
-    small(rec, overwrite=True)
+    small(rec)
     rec.write_bytes(b"")
     with pytest.raises(InputError, match="is empty"):
         RecordFile(rec)
@@ -182,7 +192,7 @@ def test_damage_after_opening_is_named(rec):
         handle.seek(file.byte_offset(3))
         handle.write(b"\0\0\0\0")
     with pytest.raises(InputError, match=rf"record 4 at byte {file.byte_offset(3)}: bad magic 0x00000000"):
-        file.image_bytes(3)
+        file.encoded(3)
 
 
 def test_scan_names_every_damaged_record(rec):
@@ -241,15 +251,18 @@ def test_multi_part_record_in_a_large_file(rec):
     image = b"abcd" * 3 + MAGIC_BYTES + b"rest"
     raw(rec, [image_payload(0.0, 0, image)])
     os.truncate(rec, 3 << 29)  # a hole, no bytes on the disk
-    assert RecordFile(rec).image_bytes(0) == image
+    assert RecordFile(rec).encoded(0) == image
 
 
-def test_files_changed_while_they_are_read(rec):
+def test_files_changed_while_they_are_read(rec, monkeypatch):
     small(rec)
 
-    def meddle(done, total):
+    def meddle(path):
+        index = record_index.build_index(path)
         with rec.open("ab") as file:
             file.write(b"more")
+        return index
 
+    monkeypatch.setattr(record_cache, "build_index", meddle)
     with pytest.raises(InputError, match="changed while it was read"):
-        RecordFile(rec, meddle)
+        RecordFile(rec)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain import keyed
-from facetrain.data.faces.head import BOTTOM, PHI_MAX, TOP, clamp
+from facetrain.data.faces.skull import BOTTOM, PHI_MAX, TOP, clamp
 
 if TYPE_CHECKING:
     from facetrain.data.faces.traits import Identity, Nuisance

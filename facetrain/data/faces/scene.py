@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from facetrain import keyed
 from facetrain.data.faces.canvas import SHIFT, Bytes, hair_colour, noise_tile, palette, skin_colour
-from facetrain.data.faces.head import Floats, Pose, Surface, cast, clamp, hull, outline, relief, texture_coordinates
+from facetrain.data.faces.skull import Floats, Pose, Surface, cast, clamp, hull, outline, relief, texture_coordinates
 
 if TYPE_CHECKING:
     from facetrain.data.faces.traits import Identity, Nuisance
@@ -169,7 +169,7 @@ class Scene:
         middle = x.mean()
         self.fill(self.pose.project(middle + 0.55 * (x - middle), 0.1 + 0.6 * tall, z), colour * 0.74)
 
-    def head(self, texture: Bytes) -> None:
+    def face(self, texture: Bytes) -> None:
         """The face: texture, relief and light."""
         gape = clamp(self.photo.mouth_open, 0, 1.3)
         surface = cast(self.pose, outline(self.person, gape), relief(self.person, self.photo))

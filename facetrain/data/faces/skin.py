@@ -1,6 +1,6 @@
 """The skin of a synthetic face, painted into a texture over azimuth and height.
 
-Features are closed curves in frontal coordinates (x, y), the units of :mod:`facetrain.data.faces.head`.
+Features are closed curves in frontal coordinates (x, y), the units of :mod:`facetrain.data.faces.skull`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from facetrain.data.faces.canvas import (
     palette,
     skin_colour,
 )
-from facetrain.data.faces.head import BOTTOM, PHI_MAX, TOP, clamp
+from facetrain.data.faces.skull import BOTTOM, PHI_MAX, TOP, clamp
 
 if TYPE_CHECKING:
     from facetrain.data.faces.traits import Identity, Nuisance

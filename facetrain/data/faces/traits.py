@@ -46,7 +46,7 @@ class Identity:
     face_width: float = _trait(1.0, 0.07)
     chin_length: float = _trait(1.58, 0.11)
     crown_height: float = _trait(1.5, 0.07)
-    head_depth: float = _trait(1.25, 0.05)
+    skull_depth: float = _trait(1.25, 0.05)
     temple_width: float = _trait(0.0, 0.04)
     cheekbones: float = _trait(0.03, 0.03)
     jaw_taper: float = _trait(0.22, 0.1)

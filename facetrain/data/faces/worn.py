@@ -31,7 +31,7 @@ def hat(scene: Scene) -> None:
     scene.shell(0.14 + 0.1 * u[2], 0.1, edge, colour, 0.0 if peaked else 0.08, 0.0)
     if peaked:
         t = np.linspace(-1.15, 1.15, 11)
-        wide, deep = scene.person.face_width + 0.08, scene.person.head_depth + 0.08
+        wide, deep = scene.person.face_width + 0.08, scene.person.skull_depth + 0.08
         y = -0.6 - 0.25 * u[1]
         rim = scene.pose.project(wide * np.sin(t), y, deep * np.cos(t))
         tip = scene.pose.project(0.95 * np.sin(t), y + 0.1, deep + 0.45 * np.cos(t * 1.2))
@@ -47,7 +47,7 @@ def glasses(scene: Scene) -> None:
     wide, tall = 0.31 + 0.07 * u[3], 0.19 + 0.1 * u[2]
     c, s = np.cos(CIRCLE), np.sin(CIRCLE)
     x, y = wide * np.sign(c) * np.abs(c) ** power, tall * np.sign(s) * np.abs(s) ** power
-    front = person.head_depth + 0.06
+    front = person.skull_depth + 0.06
     thick = max(1, round((0.03 + 0.05 * scene.photo.glasses) * scene.pose.scale))
     curves = []
     for side in (-1.0, 1.0):
@@ -74,7 +74,7 @@ def face_mask(scene: Scene) -> None:
     colour = palette(np.array([(236, 238, 240), (150, 190, 210), (40, 42, 46)], float), kind)
     x = np.array([-0.88, -0.4, 0, 0.4, 0.88, 0.78, 0.4, 0, -0.4, -0.78])
     y = np.array([0.36, 0.34, 0.28, 0.34, 0.36, 1.1, 1.5, 1.6, 1.5, 1.1])
-    z = person.head_depth * np.array([0.3, 1.0, 1.22, 1.0, 0.3, 0.4, 0.85, 0.98, 0.85, 0.4])
+    z = person.skull_depth * np.array([0.3, 1.0, 1.22, 1.0, 0.3, 0.4, 0.85, 0.98, 0.85, 0.4])
     outer = scene.pose.project(x * person.face_width, y, z)
     scene.fill(outer, colour * float(scene.shade(0.0, 0.1, 1.0)))
     fold = scene.pose.project(x[1:4] * person.face_width, 0.9, z[1:4] + 0.1)

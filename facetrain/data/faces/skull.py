@@ -1,7 +1,7 @@
 """Where a pixel falls on a head: a stack of ellipses, one for every height, turned by yaw and pitch.
 
-Head coordinates: x to the right of the image, y down, z towards the camera, origin between the eyes on the head's axis,
-unit half a typical head width. A surface is parametrised by the azimuth ``phi`` (0 = ahead) and the height ``v``.
+Skull coordinates: x to the right of the image, y down, z towards the camera, origin between the eyes on the axis, unit
+half a typical head width. A surface is parametrised by the azimuth ``phi`` (0 = ahead) and the height ``v``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Pose:
         yaw = clamp(photo.yaw, -0.75, 0.75)
         pitch = clamp(photo.pitch, -0.4, 0.4)
         scale = UNIT * size * float(np.exp(photo.zoom)) * (1.0 - 0.12 * abs(np.sin(yaw)))
-        follow = 0.75 * person.head_depth * scale
+        follow = 0.75 * person.skull_depth * scale
         centre = (
             size * (0.5 + photo.shift_x) - follow * np.sin(yaw),
             size * (EYE_LINE + photo.shift_y) + follow * np.sin(pitch),
@@ -65,14 +65,14 @@ class Pose:
 
     @cached_property
     def rotation(self) -> NDArray[np.float64]:
-        """(3, 3): head coordinates as rows times it are camera coordinates: yaw, then pitch, then roll."""
+        """(3, 3): skull coordinates as rows times it are camera coordinates: yaw, then pitch, then roll."""
         (cy, cp, cr), (sy, sp, sr) = (f([self.yaw, self.pitch, self.roll]) for f in (np.cos, np.sin))
         yaw = np.array([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]])
         pitch = np.array([[1, 0, 0], [0, cp, sp], [0, -sp, cp]])
         return np.asarray(yaw @ pitch @ np.array([[cr, sr, 0], [-sr, cr, 0], [0, 0, 1]]))
 
     def project(self, x: Any, y: Any, z: Any) -> NDArray[np.float64]:
-        """Head coordinates, n numbers or one for all, to (n, 2) pixel columns and rows."""
+        """Skull coordinates, n numbers or one for all, to (n, 2) pixel columns and rows."""
         points = np.empty((max(np.size(x), np.size(y), np.size(z)), 3))
         points[:, 0], points[:, 1], points[:, 2] = x, y, z
         seen = points @ self.rotation
@@ -103,7 +103,7 @@ def outline(person: Identity, mouth_open: float) -> NDArray[np.complex128]:
     high = np.sqrt(1 - up**2.6)
     width = np.where(_TABLE > 0, low, high)
     width = width + person.cheekbones * _CHEEK * (down < 1) + person.temple_width * _TEMPLE
-    depth = np.where(_TABLE > 0, np.sqrt(1 - down**5) * (1 - 0.13 * down), high) * person.head_depth
+    depth = np.where(_TABLE > 0, np.sqrt(1 - down**5) * (1 - 0.13 * down), high) * person.skull_depth
     beyond = np.maximum(_TABLE - chin, -_TABLE - person.crown_height)
     return np.where(beyond > 0, -beyond, width * person.face_width) + 1j * np.maximum(depth, 0.05)
 
@@ -114,7 +114,7 @@ def hull(person: Identity, top: float, side: float) -> NDArray[np.complex128]:
     up = _clip(-_TABLE / crown)
     high = np.sqrt(1 - up**2.6)
     width = (high + person.temple_width * _TEMPLE * (up < 1)) * person.face_width + side * np.sqrt(high)
-    depth = high * person.head_depth + side
+    depth = high * person.skull_depth + side
     beyond = -_TABLE - crown
     return np.where(beyond > 0, -beyond, width) + 1j * np.maximum(depth, 0.05)
 

@@ -1,0 +1,69 @@
+"""A backbone scored on pair sets, by all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from facetrain.distributed import World
+from facetrain.errors import InputError
+from facetrain.evaluation.extract import Progress, embed
+from facetrain.evaluation.pairs import DistinctImages, PairSet, Verification, read_bin, verify
+from facetrain.evaluation.scores import Rule
+
+
+class Verifier:
+    """Pair sets, read once and scored as often as asked, by all ranks; knows nothing of training.
+
+    ``sets`` are the pair sets, in the order given.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[Path | PairSet],
+        input_size: int,
+        batch_size: int = 256,
+        flip: bool = True,
+        rule: Rule = "strict",
+    ) -> None:
+        """Read the .bin files; InputError where one is unreadable or two have one name."""
+        self.sets = [one if isinstance(one, PairSet) else read_bin(Path(one)) for one in sets]
+        self._distinct = [DistinctImages(one) for one in self.sets]
+        self.input_size, self.batch_size, self.flip = input_size, batch_size, flip
+        self.rule: Rule = rule
+        names = [one.name for one in self.sets]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"two pair sets are named {name}; results are kept by that name, so rename one file")
+
+    @property
+    def distinct_images(self) -> int:
+        """How many images a run embeds; one that a set repeats counts once."""
+        return sum(map(len, self._distinct))
+
+    def run(
+        self, backbone: nn.Module, world: World | None = None, progress: Progress | None = None
+    ) -> list[tuple[str, Verification]]:
+        """(name, result) of every set, the same on every rank; the backbone's mode is left as it was.
+
+        Raises:
+            InputError: an image of a set cannot be read, or an embedding is not finite.
+        """
+        results = []
+        for one, distinct in zip(self.sets, self._distinct, strict=True):
+            rows = embed(
+                backbone,
+                distinct,
+                input_size=self.input_size,
+                batch_size=self.batch_size,
+                flip=self.flip,
+                world=world,
+                progress=progress,
+            )
+            try:
+                results.append((one.name, verify(rows[distinct.row], one.same, flip=self.flip, rule=self.rule)))
+            except InputError as error:
+                raise InputError(f"pair set {one.name}: {error}") from None
+        return results
