@@ -158,6 +158,11 @@ def find(path: Path) -> Path:
             f"checkpoint {path} does not exist; expected a run's folder, one of its checkpoints or a .safetensors file"
         )
     if path.is_file():
+        if path.suffix != ".safetensors":
+            raise InputError(
+                f"{path} is not a .safetensors file; expected a run's folder, one of its checkpoints or an exported "
+                ".safetensors file"
+            )
         return path
     if (path / MANIFEST).is_file():
         verify(path, [BACKBONE])
@@ -195,11 +200,12 @@ def load_backbone(path: Path) -> tuple[nn.Module, ModelConfig]:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of the backbone's file, which names the model in results."""
+    """SHA-256 of the backbone's file in its checkpoint, which names the model in results, exported or not."""
     found = find(path)
     if found.is_dir():
         return str(read_manifest(found)["files"][BACKBONE]["sha256"])
-    return sha256(found)
+    with _opened(found) as tensors:
+        return (tensors.metadata() or {}).get("fingerprint") or sha256(found)
 
 
 def write_backbone(file: Path, backbone: nn.Module, model: ModelConfig, **about: str) -> None:

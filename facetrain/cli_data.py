@@ -67,6 +67,8 @@ def pack(
     if report.held_out_people:
         apart = f"{report.held_out_images:,} images of {report.held_out_people:,} people"
         typer.echo(f"{report.out / 'heldout.bin'}: {report.pairs:,} pairs from {apart}")
+    if report.ignored:
+        typer.echo(f"ignored: {report.ignored}")
     for line in report.skipped:
         typer.echo(f"skipped: {line}", err=True)
 
@@ -87,8 +89,12 @@ def check(
     typer.echo("sizes: " + ", ".join(f"{size} ({count:,})" for size, count in list(report.sizes.items())[:5]))
     if report.plot:
         typer.echo(f"plot: {report.plot}")
-    for line in report.problems[1:]:
-        typer.echo(f"damaged: {line}", err=True)
+    if report.ignored:
+        typer.echo(f"ignored: {report.ignored}")
+    for line in report.problems:
+        typer.echo(f"damaged: {line}")
+    if report.unnamed:
+        typer.echo(f"damaged: {report.unnamed:,} more")
     report.raise_if_damaged()
 
 

@@ -33,10 +33,15 @@ def circumstances() -> dict[str, str]:
     return versions() | {
         "command": _command(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "host": socket.gethostname(),
+        "host": host(),
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "system": platform.platform(),
     }
+
+
+def host() -> str:
+    """This machine's name."""
+    return socket.gethostname()
 
 
 def commit() -> str:

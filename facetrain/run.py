@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from facetrain import preflight, recipe
+from facetrain.agreement import agree_on, claimed
 from facetrain.atomic import replacing
 from facetrain.checkpoint_files import last_good, listed, newest_good, read_manifest, set_aside_newer
 from facetrain.config import Config
-from facetrain.data.loader import Loader
+from facetrain.data.loader import DEAD_WORKER, Loader, dead_worker
 from facetrain.distributed import World, joined
 from facetrain.errors import InputError, RunError
 from facetrain.evaluation.lfw import verification_table
@@ -36,13 +37,26 @@ def train(config: Config) -> int:
         InputError: the data, the output folder or the number of ranks do not fit the recipe.
         RunError: the loss is not finite.
     """
+    try:
+        return _train(config)
+    except RuntimeError as error:
+        if DEAD_WORKER not in str(error):
+            raise
+        # torch tells it from a signal handler, which another dying worker would call again at any line.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise InputError(dead_worker(error)) from None
+
+
+def _train(config: Config) -> int:
     inputs = preflight.check(config, int(os.environ.get("WORLD_SIZE", "1")))
     with joined(config.device, config.train.timeout) as world, StopRequest().listening() as stop:
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         torch.backends.cudnn.allow_tf32 = config.train.tf32
         torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
-        return _Run(config, inputs, world, stop).train()
+        agree_on(config, inputs, world)
+        with claimed(config.output, world):
+            return _Run(config, inputs, world, stop).train()
 
 
 class _Run:
@@ -77,8 +91,9 @@ class _Run:
     def train(self) -> int:
         """All updates that are left, then the last checkpoint, verification and report."""
         notes = self._resume() if self.config.train.resume == "auto" else []
-        self._describe()
         start = self.state.step
+        if start < self.total_steps:
+            self._describe()
         with Monitor(self.config.output, start, self.total_steps, self.world.device, self.world.rank == 0) as monitor:
             for note in [self._greeting(), *notes]:
                 monitor.say(note)
@@ -91,9 +106,9 @@ class _Run:
                     f"in {self.config.output / 'checkpoints'}; the same command with train.resume=auto goes on"
                 )
                 return 128 + stopped_by
-            results = self._verify(monitor)
-            if self.world.rank == 0:
-                self._conclude(monitor, results)
+            results = self._verify(monitor, already=start == self.total_steps)
+        if self.world.rank == 0:
+            self._conclude(monitor, results)
         self.world.barrier()
         return 0
 
@@ -145,12 +160,14 @@ class _Run:
         monitor.pause()
         return path
 
-    def _verify(self, monitor: Monitor) -> list[tuple[str, Verification]]:
+    def _verify(self, monitor: Monitor, already: bool = False) -> list[tuple[str, Verification]]:
+        """Results of all pair sets; ``already``: the records have them."""
         if not self.config.evaluate.sets:
             return []
         results = self.verifier.run(self.state.backbone, self.world)
         for name, result in results:
-            monitor.verification(self.state.step, name, result.record())
+            if not already:
+                monitor.verification(self.state.step, name, result.record())
             monitor.say(f"[{name}] step {self.state.step}: {result.line()}")
         monitor.pause()
         return results
@@ -177,12 +194,22 @@ class _Run:
             return []
         notes = [f"warning: {problem}" for problem in problems]
         self.state.load(path)
+        if self.state.step > self.total_steps:
+            raise InputError(
+                f"train.epochs {self.config.train.epochs} ends at step {self.total_steps}, but {path} has made "
+                f"{self.state.step} already; raise train.epochs"
+            )
         if self.world.rank == 0:
             set_aside_newer(path)
         before = read_manifest(path)["config"]
         changed = preflight.changes(before, self.about["config"])
         notes += [f"changed since that checkpoint: {key} from {old} to {new}" for key, old, new in changed]
-        return [f"going on from {path}", *notes]
+        finished = ", which has made all its steps: it is only verified again" if self._finished else ""
+        return [f"going on from {path}{finished}", *notes]
+
+    @property
+    def _finished(self) -> bool:
+        return self.state.step == self.total_steps
 
     def _greeting(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.state.backbone.parameters())
@@ -193,10 +220,9 @@ class _Run:
         )
 
     def _describe(self) -> None:
-        """Leave the recipe and the circumstances in the run's folder, which every rank must see."""
+        """Leave the recipe and the circumstances in the run's folder."""
         output = self.config.output
         if self.world.rank == 0:
-            output.mkdir(parents=True, exist_ok=True)
             details = circumstances() | {"ranks": str(self.world.size), "device": self.world.device.type}
             for name, text in (
                 ("versions.json", json.dumps(details, indent=1) + "\n"),
@@ -204,9 +230,6 @@ class _Run:
             ):
                 with replacing(output / name) as growing:
                     growing.write_text(text)
-        self.world.barrier()
-        if self.world.largest(int(not (output / "config.yaml").exists())):
-            raise InputError(f"output: {output} is not on a file system that all machines share; choose one that is")
 
 
 def _due(step: int, every: int) -> bool:

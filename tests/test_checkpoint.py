@@ -180,7 +180,17 @@ def test_another_number_of_classes_is_refused(run):
         state.load(run / "checkpoints" / "step_00000003")
 
 
+def test_an_exported_backbone_keeps_its_name(run, tmp_path):
+    backbone, model = checkpoint.load_backbone(run)
+    checkpoint.write_backbone(tmp_path / "a.safetensors", backbone, model, fingerprint=checkpoint.fingerprint(run))
+    assert checkpoint.fingerprint(tmp_path / "a.safetensors") == checkpoint.fingerprint(run)
+
+
 def test_what_is_no_checkpoint(tmp_path, run):
+    for name in ("face.onnx", "lfw.bin", "model.pt"):
+        (tmp_path / name).write_bytes(b"something")
+        with pytest.raises(InputError, match=r"is not a \.safetensors file; expected a run's folder"):
+            checkpoint.load_backbone(tmp_path / name)
     with pytest.raises(InputError, match="does not exist"):
         checkpoint.load_backbone(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()

@@ -1,8 +1,11 @@
 """Whole runs on small rendered sets: what they leave, and that stopping and resuming changes nothing."""
 
 import json
+import multiprocessing
 import os
 import signal
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from ranks import run_ranks
 
 from facetrain import checkpoint, run
+from facetrain.agreement import claimed
 from facetrain.checkpoint_files import listed
 from facetrain.config import Config
 from facetrain.data.demo import write_demo
@@ -128,11 +132,37 @@ def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(finished, demo, tmp_
         assert numbers[0] == numbers[1]
 
 
-def test_a_finished_run_is_only_verified_again(finished, demo):
-    before = _tensors(finished)
+def test_a_finished_run_is_only_verified_again(finished, demo, capsys):
+    kept = ("versions.json", "config.yaml", "metrics.jsonl")
+    before, files = _tensors(finished), [(finished / name).read_text() for name in kept]
     assert run.train(_config(demo, finished, resume="auto")) == 0
     after = _tensors(finished)
     assert all(torch.equal(before[name], after[name]) for name in before)
+    assert files == [(finished / name).read_text() for name in kept]
+    assert "it is only verified again" in capsys.readouterr().err
+
+
+def test_fewer_epochs_than_were_made_are_refused(finished, demo):
+    with pytest.raises(InputError, match=r"train\.epochs 2 ends at step 10, but .* has made 15 already"):
+        run.train(_config(demo, finished, resume="auto", epochs=2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a killed worker is told by SIGCHLD")
+def test_a_killed_decoding_worker_is_an_input_error(demo, tmp_path, monkeypatch):
+    config = _config(demo, tmp_path / "run", epochs=50).model_dump(mode="json")
+    config["data"]["workers"] = 1
+    step, killed = run.train_step, []
+
+    def killing(*args):
+        if not killed:
+            killed.extend(multiprocessing.active_children())
+            os.kill(killed[0].pid, signal.SIGKILL)
+        time.sleep(0.05)
+        return step(*args)
+
+    monkeypatch.setattr(run, "train_step", killing)
+    with pytest.raises(InputError, match=r"a decoding worker died: .*lower data\.workers"):
+        run.train(Config.model_validate(config))
 
 
 def test_an_older_checkpoint_is_taken_where_the_newest_is_damaged(demo, tmp_path, capsys):
@@ -221,7 +251,7 @@ def _train_on_ranks(world, config, stopped_rank=None):
 
     run.train_step = stopping
     try:
-        with run.StopRequest().listening() as stop:
+        with run.StopRequest().listening() as stop, claimed(config.output, world):
             return run._Run(config, inputs, world, stop).train()
     finally:
         run.train_step = step

@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.atomic import result_file
-from facetrain.data.dataset import Images, PhotoFiles, class_counts, open_images
+from facetrain.data.dataset import (
+    Images,
+    PhotoFiles,
+    class_counts,
+    ignored_files,
+    list_people,
+    open_images,
+    require_index,
+)
 from facetrain.data.encoded import Encoded
 from facetrain.data.images import Buffer, decode, decode_upright
 from facetrain.data.progress import progress
@@ -45,6 +53,7 @@ class CheckReport:
         broken: other places of a .rec that are wrong: unreadable records, bytes that belong to none, overlaps, and
             whatever else training would refuse.
         problems: one line for each of the first ten problems in the order of the file, with record and byte, or path.
+        ignored: what in a folder per person was not taken for a photo, in one line; "" where that is nothing.
         plot: the written PNG.
     """
 
@@ -62,7 +71,13 @@ class CheckReport:
     out_of_range: int = 0
     broken: int = 0
     problems: tuple[str, ...] = ()
+    ignored: str = ""
     plot: Path | None = None
+
+    @property
+    def unnamed(self) -> int:
+        """How many problems there are besides those in ``problems``."""
+        return self.damaged + self.out_of_range + self.broken - len(self.problems)
 
     def raise_if_damaged(self) -> None:
         """InputError in one line with the first problem, where there is one; for after the summary."""
@@ -111,6 +126,7 @@ def check(path: Path, output: Path | None = None, workers: int | None = None) ->
         out_of_range=wrong.count,
         broken=broken.count,
         problems=tuple(message for _, message in sorted(broken.first + damaged.first + wrong.first))[:SHOWN],
+        ignored=ignored_files(images.root, list_people(images.root)) if isinstance(images, PhotoFiles) else "",
         plot=plot,
     )
 
@@ -174,6 +190,7 @@ def _open(path: Path, broken: _Problems, wrong: _Problems) -> Images:
     rec = path / "train.rec" if path.is_dir() else path
     if rec.suffix != ".rec" or not rec.is_file():
         return open_images(path)
+    require_index(rec)
     with progress("scanning", None, "records") as advance:
         for number, record in enumerate(scan(rec), start=1):
             if record.problem is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from facetrain.data.encoded import Encoded
 from facetrain.data.foreign_readers import MxnetImages, import_dali
 from facetrain.data.images import Buffer, decode_upright, to_square
+from facetrain.data.record_index import index_path
 from facetrain.data.recordio import RecordFile
 from facetrain.errors import InputError
 
@@ -141,8 +143,73 @@ def list_people(root: Path) -> dict[str, list[str]]:
 def _image_names(folder: Path) -> Iterator[str]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".") and entry.is_file():
+            if _is_photo(entry):
                 yield entry.name
+
+
+def _is_photo(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
+
+
+def ignored_files(root: Path, people: Collection[str]) -> str:
+    """What :func:`list_people` passed over under ``root``, counted, with an example of each kind; "" for nothing.
+
+    Hidden files and folders are not mentioned. ``people`` are the names that it found.
+
+    Raises:
+        InputError: a folder cannot be listed.
+    """
+    strange, loose, nested, empty = (list[str]() for _ in range(4))
+    kinds: defaultdict[str, int] = defaultdict(int)
+    try:
+        for top in _shown(root):
+            if not top.is_dir():
+                if _is_photo(top):
+                    loose.append(top.name)
+                    continue
+                inside = [top]
+            else:
+                if top.name not in people:
+                    empty.append(top.name)
+                inside = [entry for entry in _shown(Path(top.path)) if not _is_photo(entry)]
+            for entry in inside:
+                path = os.path.relpath(entry.path, root)
+                if entry.is_dir():
+                    nested.append(path)
+                    continue
+                strange.append(path)
+                suffix = Path(entry.name).suffix.lower()
+                kinds[(suffix or "no suffix") if entry.is_file() else "broken links"] += 1
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be listed: {error.strerror}") from None
+    named = sorted(kinds, key=lambda kind: (-kinds[kind], kind))
+    few = ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
+    found = (
+        (strange, "file", f" ({few})"),
+        (loose, "photo", " outside a person's folder"),
+        (nested, "folder", " inside a person's folder"),
+        (empty, "folder", " without photos"),
+    )
+    return "; ".join(
+        f"{len(paths):,} {what}{'' if len(paths) == 1 else 's'}{rest}, such as {paths[0]}"
+        for paths, what, rest in found
+        if paths
+    )
+
+
+def _shown(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def require_index(rec: Path) -> None:
+    """InputError with the ways out where the .idx of a .rec is missing."""
+    idx = index_path(rec)
+    if rec.is_file() and not idx.exists():
+        raise InputError(
+            f"{idx} is missing, which says where the images of {rec.name} lie: restore it, make it with mxnet's "
+            f"tools/rec2idx.py {rec} {idx}, or pack the photos again"
+        )
 
 
 def open_images(path: Path, reader: str = "native") -> Images:
@@ -168,6 +235,7 @@ def open_images(path: Path, reader: str = "native") -> Images:
         return folder_images(path)
     if path.suffix != ".rec":
         raise InputError(f"{path} is not a .rec file; expected a .rec file or a folder with one folder per person")
+    require_index(path)
     if reader == "mxnet":
         return MxnetImages(path)
     if reader not in ("native", "dali"):

@@ -177,12 +177,21 @@ class Loader:
         try:
             yield from loader
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if DEAD_WORKER not in str(error):
                 raise
-            raise InputError(
-                f"a decoding worker died: {' '.join(str(error).split())[:200]}; mostly memory or /dev/shm ran out: "
-                "lower data.workers, data.prefetch or train.batch_size"
-            ) from None
+            raise InputError(dead_worker(error)) from None
+
+
+DEAD_WORKER = "DataLoader worker"
+"""In the message of the RuntimeError that torch raises when a worker died, wherever the main thread then is."""
+
+
+def dead_worker(error: BaseException) -> str:
+    """That error in words for a user."""
+    return (
+        f"a decoding worker died: {' '.join(str(error).split())[:200]}; mostly memory or /dev/shm ran out: "
+        "lower data.workers, data.prefetch or train.batch_size"
+    )
 
 
 def _as_it_is(item: object) -> object:

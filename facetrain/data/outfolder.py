@@ -35,6 +35,19 @@ def check_room(out: Path, overwrite: bool) -> None:
         raise InputError(f"{there[0]} is there already: choose another folder, or replace it with --force")
 
 
+def check_apart(folder: Path, out: Path) -> None:
+    """Refuse to write into what is read: ``folder`` and ``out`` are one, or one lies in the other.
+
+    Raises:
+        InputError: they do.
+    """
+    source, target = folder.resolve(), out.resolve()
+    if source == target:
+        raise InputError(f"{out} is the folder that is read; choose another one to write to")
+    if source in target.parents or target in source.parents:
+        raise InputError(f"{out} and {folder} lie one in the other; choose a folder to write to beside the photos")
+
+
 def clear_sidecars(out: Path) -> None:
     """Remove what would say wrong things about a new training set; for just before that one gets its name."""
     for name in _SIDECARS:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.atomic import replacing
-from facetrain.data.dataset import list_people
+from facetrain.data.dataset import ignored_files, list_people
 from facetrain.data.images import Fit, decode_upright, encode_jpeg, to_square
-from facetrain.data.outfolder import HELD_OUT, TRAIN, check_room, clear_sidecars
+from facetrain.data.outfolder import HELD_OUT, TRAIN, check_apart, check_room, clear_sidecars
 from facetrain.data.pairs_file import draw_pairs, write_bin
 from facetrain.data.progress import progress
 from facetrain.data.record_writer import RecordWriter
@@ -36,6 +36,7 @@ class PackReport:
         held_out_people, held_out_images: kept apart.
         pairs: in ``heldout.bin``, half of them of one person; may be fewer than asked for.
         skipped: one line for each photo that could not be read.
+        ignored: what in the folder was not taken for a photo, in one line; "" where that is nothing.
     """
 
     out: Path
@@ -45,6 +46,7 @@ class PackReport:
     held_out_images: int
     pairs: int
     skipped: tuple[str, ...]
+    ignored: str
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,10 @@ def pack(
         workers: processes; None takes one per core.
 
     Raises:
-        InputError: no photo can be read, too few people to hold out, or a packed set is there already.
+        InputError: no photo can be read, too few people to hold out, a packed set is there already, or ``folder`` and
+            ``out`` lie one in the other.
     """
+    check_apart(folder, out)
     check_room(out, overwrite)
     people = list_people(folder)
     names = list(people)
@@ -120,6 +124,7 @@ def pack(
         held_out_images=sum(held.photos),
         pairs=0 if drawn is None else len(drawn[0]),
         skipped=(*train.skipped, *held.skipped),
+        ignored=ignored_files(folder, people),
     )
 
 

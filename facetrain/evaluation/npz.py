@@ -19,6 +19,14 @@ from facetrain.errors import InputError
 from facetrain.evaluation.extract import BLOCK, Unreadable, embed_blocks, refuse, shown_progress
 
 
+class Unreadables(list[Unreadable]):
+    """The images that could not be read; ``shape`` (N, D) is that of all embeddings, theirs (NaN) among them."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.shape = shape
+
+
 def embed_to_npz(
     checkpoint: Path,
     source: Path,
@@ -29,7 +37,7 @@ def embed_to_npz(
     flip: bool = True,
     normalise: bool = False,
     skip_unreadable: bool = False,
-) -> list[Unreadable]:
+) -> Unreadables:
     """Embed a .rec, a folder per person or a text list of paths, and write OUT.npz on rank 0, whole or not at all.
 
     The file holds ``embeddings`` (N, D) float32, ``labels`` (N,) int64 (-1 where the source has none), ``names`` (N,)
@@ -41,10 +49,11 @@ def embed_to_npz(
     Photos of a folder or a list are treated as :class:`facetrain.data.dataset.PhotoFiles` says.
 
     Returns:
-        The images that could not be read (``skip_unreadable``), the same on every rank.
+        The images that could not be read (``skip_unreadable``), the same on every rank; knows (N, D) too.
 
     Raises:
-        InputError: a path is unusable, or images are unreadable and not to be skipped; the same on every rank.
+        InputError: a path is unusable, or images are unreadable and not to be skipped, or all of them are; the same on
+            every rank.
     """
     from facetrain.checkpoint import fingerprint, load_backbone
     from facetrain.data.dataset import listed_images, open_images
@@ -54,7 +63,7 @@ def embed_to_npz(
         raise InputError(f"output {out} must be an .npz file in a folder that exists")
     images = listed_images(source) if source.is_file() and source.suffix != ".rec" else open_images(source)
     backbone, model = load_backbone(checkpoint)
-    unreadable: list[Unreadable] = []
+    unreadable = Unreadables((len(images), model.embedding_size))
     about = {"flip": np.array(flip), "normalised": np.array(normalise), "labels": images.labels}
     if world.rank == 0:
         about["model"] = np.array(fingerprint(checkpoint))
@@ -97,7 +106,7 @@ def _write(
         try:
             with result_file(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
                 _add(archive, "embeddings", np.dtype(np.float32), (len(images), first.shape[1]), rows)
-                if not skip_unreadable:
+                if not skip_unreadable or len(unreadable) == len(images):
                     refuse(unreadable, len(images))
                 about["unreadable"] = np.array([one.image for one in unreadable], np.int64)
                 _add_names(archive, images)

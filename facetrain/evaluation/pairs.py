@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,15 @@ from facetrain.evaluation.unpickle import Array, load
 
 @dataclass(frozen=True, eq=False)
 class PairSet(Encoded):
-    """2N encoded images and whether pair i, images 2i and 2i + 1, shows one person; can be embedded like any images."""
+    """2N encoded images and whether pair i, images 2i and 2i + 1, shows one person; can be embedded like any images.
+
+    ``name`` is the file's without its suffix, ``folder`` the name of the folder around it, "" where there is none.
+    """
 
     name: str
     images: Sequence[bytes]
     same: NDArray[np.bool_]
+    folder: str = ""
 
     def __len__(self) -> int:
         """Number of images, 2N."""
@@ -199,7 +204,8 @@ def read_bin(path: Path) -> PairSet:
         images, same = _two(held)
         encoded, labels = [_image(item, i) for i, item in enumerate(images)], _labels(same)
     except OSError as error:
-        raise InputError(f"pair set {path} cannot be read: {error.strerror}") from None
+        hint = "; facetrain data pack writes it with --held-out" if _never_written(error, path) else ""
+        raise InputError(f"pair set {path} cannot be read: {error.strerror}{hint}") from None
     except Exception as error:  # a damaged pickle raises anything from KeyError to RecursionError
         raise InputError(
             f"pair set {path} is not insightface's .bin, a pickle of (2N encoded images, N booleans): {_reason(error)}"
@@ -208,7 +214,33 @@ def read_bin(path: Path) -> PairSet:
         raise InputError(
             f"pair set {path} holds {len(encoded)} images and {len(labels)} booleans; expected two images for each"
         )
-    return PairSet(path.stem, encoded, labels)
+    return PairSet(path.stem, encoded, labels, folder_name(path))
+
+
+def folder_name(path: Path) -> str:
+    """The name of the folder a file lies in, also where ``path`` does not say it."""
+    return Path(os.path.abspath(path)).parent.name
+
+
+def names_apart(sets: Sequence[tuple[str, str]]) -> list[str]:
+    """Names to keep results by, fit for file names: the sets' own, where two are equal with the folder's in front.
+
+    Args:
+        sets: (folder's name, own name) of each.
+
+    Raises:
+        InputError: two sets have the same name even so.
+    """
+    own = [name for _, name in sets]
+    names = [f"{folder}_{name}" if folder and own.count(name) > 1 else name for folder, name in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"two pair sets are named {name}; results are kept by that name, so rename one file")
+    return names
+
+
+def _never_written(error: OSError, path: Path) -> bool:
+    return isinstance(error, FileNotFoundError) and path.name == "heldout.bin"
 
 
 def _reason(error: Exception) -> str:

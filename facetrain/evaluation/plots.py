@@ -24,6 +24,7 @@ _COLOURS = {_TEXT: "currentColor", _LINE: "var(--line)", _BAND: "var(--band)"} |
     stand_in: f"var(--series-{number})" for number, stand_in in enumerate(_SERIES)
 }
 _MOST_POINTS = 600
+_ROOM = 1.25  # height of a histogram's axes over what is drawn: the legend's two lines stand above it
 
 
 def roc_plot(results: Sequence[tuple[str, Verification]]) -> str:
@@ -56,9 +57,9 @@ def histogram(name: str, result: Verification, decision: tuple[str, float]) -> s
         axes.stairs(100 * shares, bins, color=_SERIES[number], linewidth=1.4, label=label)
     what, threshold = decision
     if np.isfinite(threshold):
-        axes.axvline(threshold, color=_TEXT, linewidth=1, linestyle="--", label=what)
-    axes.set(xlabel="cosine", ylabel="% of the pairs", title=name, ylim=(0, None))
-    axes.legend(frameon=False)
+        axes.axvline(threshold, ymax=1 / _ROOM, color=_TEXT, linewidth=1, linestyle="--", label=what)
+    axes.set(xlabel="cosine", ylabel="% of the pairs", title=name, ylim=(0, _ROOM * axes.get_ylim()[1]))
+    axes.legend(frameon=False, loc="upper center", ncols=2)
     return _svg(figure, f"histogram {name}")
 
 

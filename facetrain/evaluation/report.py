@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.atomic import result_file
-from facetrain.data.dataset import Images, class_counts
+from facetrain.data.dataset import Images, PhotoFiles, class_counts
 from facetrain.data.encoded import Encoded
 from facetrain.data.images import encode_jpeg
 from facetrain.errors import InputError
@@ -219,13 +219,29 @@ def _people(images: Images) -> list[dict[str, Any]]:
     by_size = np.argsort(-counts, kind="stable")
     by_size = by_size[counts[by_size] > 0]
     places = np.unique(np.linspace(0, len(by_size) - 1, min(PEOPLE, len(by_size))).round().astype(int))
+    names = _names(images)
     people = []
     for person in by_size[places]:
         photos = np.flatnonzero(images.labels == person)
         shown = photos[np.unique(np.linspace(0, len(photos) - 1, min(PHOTOS, len(photos))).round().astype(int))]
         pictures = [_picture(images, int(i)) for i in shown]
-        people.append({"label": int(person), "count": len(photos), "pictures": pictures})
+        name = (
+            Path(images.where(int(photos[0]))).parent.name if isinstance(images, PhotoFiles) else names.get(int(person))
+        )
+        people.append({"name": name or f"person {person}", "count": len(photos), "pictures": pictures})
     return people
+
+
+def _names(images: Images) -> dict[int, str]:
+    """Class -> person as names.txt beside a .rec says; empty where it is not there or of other people."""
+    rec = getattr(images, "path", None)
+    if rec is None:
+        return {}
+    try:
+        *names, _ = Path(rec).with_name("names.txt").read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return dict(enumerate(names)) if len(names) == images.num_classes else {}
 
 
 def _picture(images: Encoded, i: int) -> str | None:

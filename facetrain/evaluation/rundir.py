@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from facetrain.data.dataset import Images, open_images
 from facetrain.errors import InputError
-from facetrain.evaluation.pairs import PairSet, Verification, read_bin, read_verification
+from facetrain.evaluation.pairs import PairSet, Verification, folder_name, names_apart, read_bin, read_verification
 
 
 @dataclass
@@ -101,11 +102,14 @@ def recorded_sets(config: str) -> list[PairSet]:
     """Those of the recipe's pair sets that are still there."""
     sets = _section(config, "evaluate").get("sets") or []
     found = []
-    for path in sets if isinstance(sets, Sequence) and not isinstance(sets, str) else [sets]:
-        try:
-            found.append(read_bin(Path(path)))
-        except (InputError, TypeError):
-            continue
+    try:
+        paths = [Path(path) for path in (sets if isinstance(sets, Sequence) and not isinstance(sets, str) else [sets])]
+        names = names_apart([(folder_name(path), path.stem) for path in paths])
+    except (InputError, TypeError):
+        return []
+    for path, name in zip(paths, names, strict=True):
+        with suppress(InputError):
+            found.append(replace(read_bin(path), name=name))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -10,14 +11,15 @@ from torch import nn
 from facetrain.distributed import World
 from facetrain.errors import InputError
 from facetrain.evaluation.extract import Progress, embed
-from facetrain.evaluation.pairs import DistinctImages, PairSet, Verification, read_bin, verify
+from facetrain.evaluation.pairs import DistinctImages, PairSet, Verification, names_apart, read_bin, verify
 from facetrain.evaluation.scores import Rule
 
 
 class Verifier:
     """Pair sets, read once and scored as often as asked, by all ranks; knows nothing of training.
 
-    ``sets`` are the pair sets, in the order given.
+    ``sets`` are the pair sets, in the order given, named as results are kept: ``heldout``, or where two files are named
+    so ``FOLDER_heldout``.
     """
 
     def __init__(
@@ -29,14 +31,12 @@ class Verifier:
         rule: Rule = "strict",
     ) -> None:
         """Read the .bin files; InputError where one is unreadable or two have one name."""
-        self.sets = [one if isinstance(one, PairSet) else read_bin(Path(one)) for one in sets]
+        read = [one if isinstance(one, PairSet) else read_bin(Path(one)) for one in sets]
+        names = names_apart([(one.folder, one.name) for one in read])
+        self.sets = [replace(one, name=name) for one, name in zip(read, names, strict=True)]
         self._distinct = [DistinctImages(one) for one in self.sets]
         self.input_size, self.batch_size, self.flip = input_size, batch_size, flip
         self.rule: Rule = rule
-        names = [one.name for one in self.sets]
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"two pair sets are named {name}; results are kept by that name, so rename one file")
 
     @property
     def distinct_images(self) -> int:
