@@ -208,7 +208,7 @@ def require_index(rec: Path) -> None:
     if rec.is_file() and not idx.exists():
         raise InputError(
             f"{idx} is missing, which says where the images of {rec.name} lie: restore it, make it with mxnet's "
-            f"tools/rec2idx.py {rec} {idx}, or pack the photos again"
+            "tools/rec2idx.py, or pack the photos again"
         )
 
 

@@ -24,7 +24,7 @@ _COLOURS = {_TEXT: "currentColor", _LINE: "var(--line)", _BAND: "var(--band)"} |
     stand_in: f"var(--series-{number})" for number, stand_in in enumerate(_SERIES)
 }
 _MOST_POINTS = 600
-_ROOM = 1.25  # height of a histogram's axes over what is drawn: the legend's two lines stand above it
+_ROOM = 1.3  # height of a histogram's axes over what is drawn: the legend's two lines stand above it
 
 
 def roc_plot(results: Sequence[tuple[str, Verification]]) -> str:

@@ -207,3 +207,31 @@ def test_check_names_the_damaged_record(tmp_path):
     rec.write_bytes(data)
     with pytest.raises(InputError, match=rf"record 5 at byte {place}.*magic"):
         check(rec).raise_if_damaged()
+
+
+def test_the_command_says_what_is_damaged_in_its_summary(rec, places, capsys):
+    damage(rec, *((place + 32, b"no JPEG") for place in places[1:13]))
+    with pytest.raises(InputError, match="has 12 damaged images, 0 labels out of range and 0 damaged records; the"):
+        cli_data.check(rec, None, 1)
+    said = capsys.readouterr()
+    lines = said.out.splitlines()[4:]
+    assert [line.split(":")[0] for line in lines] == ["damaged"] * 11
+    assert lines[0].startswith(f"damaged: train.rec record 1 at byte {places[1]}: not a readable JPEG")
+    assert lines[-1] == "damaged: 2 more"
+    assert "damaged" not in said.err
+
+
+def test_the_command_says_what_it_ignored(tmp_path, capsys):
+    people = folder_of_people(tmp_path / "in", people=2, photos=1)
+    (people / "p3").mkdir()
+    cli_data.check(people, None, 1)
+    assert capsys.readouterr().out.splitlines()[-1] == "ignored: 1 folder without photos, such as p3"
+    pack(people, tmp_path / "out", size=12)
+    assert check(tmp_path / "out").ignored == ""
+
+
+def test_a_missing_index_is_named_with_a_way_out(rec):
+    rec.with_suffix(".idx").unlink()
+    for path in (rec, rec.parent):
+        with pytest.raises(InputError, match=r"train\.idx is missing.*rec2idx"):
+            check(path)

@@ -6,7 +6,14 @@ import cv2
 import numpy as np
 import pytest
 
-from facetrain.data.dataset import class_counts, decode_batch, list_people, listed_images, open_images
+from facetrain.data.dataset import (
+    class_counts,
+    decode_batch,
+    ignored_files,
+    list_people,
+    listed_images,
+    open_images,
+)
 from facetrain.data.images import decode, encode_jpeg
 from facetrain.data.pack import pack
 from facetrain.data.record_writer import RecordWriter
@@ -84,6 +91,29 @@ def test_paths_that_cannot_be_training_data(tmp_path, people):
         open_images(people, reader="mxnet")
     with pytest.raises(InputError, match="is not a folder"):
         list_people(people / "README.md")
+
+
+def test_what_is_passed_over_is_counted(people):
+    assert ignored_files(people, list_people(people)) == (
+        "2 files (.md, .txt), such as README.md; 1 folder without photos, such as empty"
+    )
+    for name in ("s13/x.heic", "s14/y.HEIC", "mia/more/1.jpg", "loose.jpg", "mia/plain"):
+        (people / name).parent.mkdir(exist_ok=True)
+        (people / name).write_bytes(b"")
+    (people / "mia" / "gone.jpg").symlink_to("nowhere.jpg")
+    assert ignored_files(people, list_people(people)) == (
+        "6 files (.heic, .md, .txt, broken links, no suffix), such as README.md; "
+        "1 photo outside a person's folder, such as loose.jpg; 1 folder inside a person's folder, such as mia/more; "
+        "3 folders without photos, such as empty"
+    )
+
+
+def test_a_missing_index_is_named_with_a_way_out(tmp_path):
+    (tmp_path / "train.rec").write_bytes(b"records")
+    for path in (tmp_path, tmp_path / "train.rec"):
+        for reader in ("native", "mxnet", "dali"):
+            with pytest.raises(InputError, match=r"train\.idx is missing.*mxnet's tools/rec2idx\.py, or pack the"):
+                open_images(path, reader)
 
 
 def test_record_file(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from record_helpers import folder_of_people
 
+from facetrain import cli_data
 from facetrain.data.dataset import open_images
 from facetrain.data.images import decode, encode_jpeg, to_square
 from facetrain.data.pack import choose_held_out, pack
@@ -18,6 +19,7 @@ def test_pack_all(tmp_path):
     report = pack(folder_of_people(tmp_path / "in"), tmp_path / "out", size=12)
     assert (report.people, report.images, report.held_out_people, report.pairs) == (8, 32, 0, 0)
     assert report.skipped == ()
+    assert report.ignored == ""
     images = open_images(tmp_path / "out")
     assert images.labels.tolist() == [k for k in range(8) for _ in range(4)]
     assert decode(images.encoded(0)).shape == (12, 12, 3)
@@ -113,6 +115,30 @@ def test_out_must_be_a_folder(tmp_path):
         with pytest.raises(InputError, match=r"/file is a file; expected a folder"):
             pack(people, out, held_out=3)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_photos_are_not_packed_into_themselves(tmp_path):
+    people = folder_of_people(tmp_path / "in", people=2, photos=1)
+    (tmp_path / "link").symlink_to(people)
+    before = sorted(tmp_path.rglob("*"))
+    for out in (people, tmp_path / "link", people / "p0" / ".."):
+        with pytest.raises(InputError, match=r" is the folder that is read; choose another one to write to$"):
+            pack(people, out, size=12)
+    for out in (people / "out", people / "p0", tmp_path):
+        with pytest.raises(InputError, match=r" lie one in the other; choose a folder to write to beside the photos$"):
+            pack(people, out, size=12, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    pack(people, tmp_path / "in2", size=12)
+
+
+def test_the_command_says_what_it_ignored(tmp_path, capsys):
+    people = folder_of_people(tmp_path / "in", people=2, photos=1)
+    (people / "p0" / "x.heic").write_bytes(b"")
+    cli_data.pack(people, tmp_path / "out", size=12, workers=1)
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path / 'out'}: 2 images of 2 people for training",
+        "ignored: 1 file (.heic), such as p0/x.heic",
+    ]
 
 
 def test_too_few_people_to_hold_out(tmp_path):

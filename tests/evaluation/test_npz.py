@@ -64,8 +64,20 @@ def test_the_file_with_unreadable_images(tmp_path):
     with np.load(out) as held:
         assert held["unreadable"].tolist() == [2]
         assert np.isnan(held["embeddings"]).all(1).tolist() == [False, False, True, False]
+    assert skipped.shape == (4, 5)
     with pytest.raises(InputError, match=r"must be an \.npz file in a folder that exists"):
         embed_to_npz(tmp_path, tmp_path / "list.txt", tmp_path / "no" / "out.npz")
+
+
+@pytest.mark.usefixtures("_toy_checkpoint")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_file_of_nothing_but_unreadable_images_is_not_written(tmp_path, ranks):
+    source, out = tmp_path / "list.txt", tmp_path / "out.npz"
+    source.write_text("0.jpg\n1.jpg\n2.jpg\n")
+    for error in on_ranks(ranks, lambda w: embed_to_npz(tmp_path, source, out, world=w, skip_unreadable=True)):
+        assert isinstance(error, InputError)
+        assert str(error).startswith(f"3 of 3 images cannot be read, the first: {tmp_path / '0.jpg'} cannot be read")
+    assert list(tmp_path.iterdir()) == [source]
 
 
 @pytest.mark.usefixtures("_toy_checkpoint")

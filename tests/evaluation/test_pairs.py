@@ -185,6 +185,8 @@ def test_mutants_end_in_an_input_error_or_a_pair_set(tmp_path):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(InputError, match=r"gone\.bin cannot be read: No such file"):
         read_bin(tmp_path / "gone.bin")
+    with pytest.raises(InputError, match=r"No such file or directory; facetrain data pack writes it with --held-out"):
+        read_bin(tmp_path / "heldout.bin")
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         read_bin(tmp_path)
 

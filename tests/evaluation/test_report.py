@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html.parser
 import json
 import re
@@ -13,10 +14,13 @@ import pytest
 from made_up_results import made_up_pairs, made_up_result
 
 from facetrain import cli
+from facetrain.data.dataset import open_images
 from facetrain.data.encoded import Encoded
 from facetrain.data.images import decode, encode_jpeg
 from facetrain.data.pairs_file import write_bin
+from facetrain.data.record_writer import RecordWriter
 from facetrain.errors import InputError
+from facetrain.evaluation import plots
 from facetrain.evaluation.pairs import PairSet
 from facetrain.evaluation.report import save_verification, write_report
 from facetrain.evaluation.rundir import read_run
@@ -241,3 +245,61 @@ def test_log_of_a_resumed_run(run_dir):
         "lfw": [20, 40],
         "agedb": [20, 40],
     }
+
+
+def test_sets_of_one_name_keep_their_pictures(run_dir, tmp_path):
+    result = made_up_result()
+    paths = [tmp_path / folder / "heldout.bin" for folder in "abc"]  # the last is not there any more
+    for seed, path in enumerate(paths[:2]):
+        path.parent.mkdir()
+        write_bin(path, list(made_up_pairs("", made_up_result(seed)).images), result.same)
+        save_verification(run_dir, f"{path.parent.name}_heldout", made_up_result(seed))
+    (run_dir / "config.yaml").write_text(json.dumps({"evaluate": {"sets": [str(path) for path in paths]}}))
+    assert len(Page(write_report(run_dir).read_text()).images()) == 2 * 48
+
+
+def test_people_have_their_names_where_they_are_known(run_dir, tmp_path):
+    with RecordWriter(tmp_path / "train.rec", image_size=20) as writer:
+        for i in (0, 8):
+            writer.write(i // 8, Album().encoded(i))
+    images = open_images(tmp_path / "train.rec")
+    for names, expected in (
+        ("<Ann>\nZo\u00eb B\n", ["<Ann>", "Zo\u00eb B"]),
+        ("Ann\n\n", ["Ann", "person 1"]),
+        ("one\n", ["person 0", "person 1"]),  # of another set
+    ):
+        (tmp_path / "names.txt").write_text(names, encoding="utf-8")
+        words = " ".join(Page(write_report(run_dir, images, []).read_text()).texts)
+        assert re.findall(r"(\S[^\n·]*) · 1 photo\b", words) == expected
+    (tmp_path / "photos" / "Mia").mkdir(parents=True)
+    (tmp_path / "photos" / "Mia" / "1.jpg").write_bytes(Album().encoded(0))
+    words = " ".join(Page(write_report(run_dir, open_images(tmp_path / "photos"), []).read_text()).texts)
+    assert "Mia · 1 photo" in words
+
+
+def test_a_wide_table_says_that_it_scrolls_where_the_page_is_narrow(run_dir):
+    text = write_report(run_dir).read_text()
+    assert "Scroll the table sideways" in " ".join(Page(text).texts)
+    assert ".swipe { display: none;" in text
+    assert "@media (max-width: 600px) { .swipe { display: block; } }" in text
+
+
+def test_the_legend_of_a_histogram_stands_above_what_is_drawn(monkeypatch):
+    figures = []
+    monkeypatch.setattr(
+        plots, "_svg", lambda figure, salt, draw=plots._svg: (figures.append(figure), draw(figure, salt))
+    )
+    same = np.arange(600) < 300
+    for scores in (np.linspace(-1, 1, 600), np.where(same, 0.6, 0.0) + np.linspace(-0.1, 0.1, 600)):
+        result = dataclasses.replace(made_up_result(), scores=scores, same=same)
+        plots.histogram("lfw", result, ("threshold of the best accuracy", 0.3))
+        figure = figures.pop()
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        legend = axes.get_legend().get_window_extent()
+        drawn = [patch.get_window_extent().y1 for patch in axes.patches]
+        drawn += [line.get_window_extent().y1 for line in axes.lines]
+        assert 0 < max(drawn) <= legend.y0
+        assert axes.bbox.x0 <= legend.x0
+        assert legend.x1 <= axes.bbox.x1
+        assert legend.y1 <= axes.bbox.y1

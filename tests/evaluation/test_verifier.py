@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +38,21 @@ def test_verifier_scores_sets_and_files_alike(tmp_path):
     toys = [Toy(), Toy()]
     for (_, shared), _ in on_ranks(2, lambda w: verifier.run(toys[w.rank], w)):
         np.testing.assert_allclose(shared.scores, result.scores, atol=1e-6)
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path, monkeypatch):
+    one = _pair_set(pairs=20)
+    for folder in ("a", "b", "x/a"):
+        (tmp_path / folder).mkdir(parents=True)
+        write_bin(tmp_path / folder / "heldout.bin", list(one.images), one.same)
+    monkeypatch.chdir(tmp_path / "a")  # the folder's name is not in the path
+    verifier = Verifier([tmp_path / "b" / "heldout.bin", Path("heldout.bin"), one], SIZE)
+    assert [name for name, _ in verifier.run(Toy())] == ["b_heldout", "a_heldout", "toy"]
+    assert [name.name for name in verifier.sets] == ["b_heldout", "a_heldout", "toy"]
+    assert Verifier([Path("heldout.bin"), one], SIZE).sets[0].name == "heldout"
+    for second in ("heldout.bin", "../x/a/heldout.bin"):
+        with pytest.raises(InputError, match=r"two pair sets are named a_heldout; .* rename one file"):
+            Verifier([Path("heldout.bin"), Path(second)], SIZE)
 
 
 def test_verifier_names_what_is_wrong():
