@@ -16,7 +16,7 @@ from facetrain.agreement import agree_on, claimed
 from facetrain.atomic import replacing
 from facetrain.checkpoint_files import last_good, listed, newest_good, read_manifest, set_aside_newer
 from facetrain.config import Config
-from facetrain.data.loader import DEAD_WORKER, Loader, dead_worker
+from facetrain.data.loader import Loader, worker_died
 from facetrain.distributed import World, joined
 from facetrain.errors import InputError, RunError
 from facetrain.evaluation.lfw import verification_table
@@ -40,11 +40,7 @@ def train(config: Config) -> int:
     try:
         return _train(config)
     except RuntimeError as error:
-        if DEAD_WORKER not in str(error):
-            raise
-        # torch tells it from a signal handler, which another dying worker would call again at any line.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        raise InputError(dead_worker(error)) from None
+        raise worker_died(error) or error from None
 
 
 def _train(config: Config) -> int:

@@ -177,18 +177,19 @@ class Loader:
         try:
             yield from loader
         except RuntimeError as error:
-            if DEAD_WORKER not in str(error):
-                raise
-            raise InputError(dead_worker(error)) from None
+            raise worker_died(error) or error from None
 
 
-DEAD_WORKER = "DataLoader worker"
-"""In the message of the RuntimeError that torch raises when a worker died, wherever the main thread then is."""
+def worker_died(error: RuntimeError) -> InputError | None:
+    """What to raise instead of the error that torch raises for a dead worker; None: ``error`` is something else.
 
-
-def dead_worker(error: BaseException) -> str:
-    """That error in words for a user."""
-    return (
+    torch raises it from a handler of SIGCHLD, wherever the main thread then is, and again for the next worker that
+    ends. From here on that handler is off, so that the message can be told.
+    """
+    if "DataLoader worker" not in str(error):
+        return None
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return InputError(
         f"a decoding worker died: {' '.join(str(error).split())[:200]}; mostly memory or /dev/shm ran out: "
         "lower data.workers, data.prefetch or train.batch_size"
     )
