@@ -150,7 +150,7 @@ def embed(
                 skipped = (
                     f", {len(unreadable)} unreadable images, the first: {unreadable[0].reason}" if unreadable else ""
                 )
-                typer.echo(f"{out} written{skipped}")
+                typer.echo(f"{out}: {unreadable.shape[0]:,} embeddings of {unreadable.shape[1]} numbers{skipped}")
         return 0
 
     _spread(context, nproc, device.value, work)

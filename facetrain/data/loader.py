@@ -176,17 +176,18 @@ class Loader:
         )
         try:
             yield from loader
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            # All but the first come from the sockets through which tensors are handed over.
             raise worker_died(error) or error from None
 
 
-def worker_died(error: RuntimeError) -> InputError | None:
-    """What to raise instead of the error that torch raises for a dead worker; None: ``error`` is something else.
+def worker_died(error: Exception) -> InputError | None:
+    """What to raise instead of the errors that a dead worker causes; None: ``error`` is something else.
 
-    torch raises it from a handler of SIGCHLD, wherever the main thread then is, and again for the next worker that
+    torch raises its RuntimeError from a handler of SIGCHLD, wherever the main thread then is, and again for the next worker that
     ends. From here on that handler is off, so that the message can be told.
     """
-    if "DataLoader worker" not in str(error):
+    if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
         return None
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return InputError(
