@@ -184,8 +184,8 @@ class Loader:
 def worker_died(error: Exception) -> InputError | None:
     """What to raise instead of the errors that a dead worker causes; None: ``error`` is something else.
 
-    torch raises its RuntimeError from a handler of SIGCHLD, wherever the main thread then is, and again for the next worker that
-    ends. From here on that handler is off, so that the message can be told.
+    torch raises its RuntimeError from a handler of SIGCHLD, wherever the main thread then is, and again for the next
+    worker that ends. From here on that handler is off, so that the message can be told.
     """
     if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
         return None
