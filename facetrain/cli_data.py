@@ -86,6 +86,11 @@ def check(
     typer.echo(f"{report.path}: {report.images:,} images of {report.people:,} people ({report.empty:,} without any)")
     typer.echo(f"images per person: {report.smallest} to {report.largest}, median {report.median:g}")
     typer.echo(f"people with more than {TAIL_IMAGES} images: {report.head:,}; with 1 to {TAIL_IMAGES}: {report.tail:,}")
+    widest = max((people for _, _, people in report.histogram), default=0)
+    for fewest, most, people in report.histogram:
+        bar = "#" * (-(-40 * people // widest) if widest else 0)
+        span = f"{fewest}..{most}" if most > fewest else str(fewest)
+        typer.echo(f"{span:>12} images  {bar:<40}  {people:,} people")
     typer.echo("sizes: " + ", ".join(f"{size} ({count:,})" for size, count in list(report.sizes.items())[:5]))
     if report.plot:
         typer.echo(f"plot: {report.plot}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import insort
 from collections import Counter
 from contextlib import suppress
@@ -54,6 +55,7 @@ class CheckReport:
             whatever else training would refuse.
         problems: one line for each of the first ten problems in the order of the file, with record and byte, or path.
         ignored: what in a folder per person was not taken for a photo, in one line; "" where that is nothing.
+        histogram: (fewest, most, people): how many people have fewest..most images, by doubling.
         plot: the written PNG.
     """
 
@@ -72,6 +74,7 @@ class CheckReport:
     broken: int = 0
     problems: tuple[str, ...] = ()
     ignored: str = ""
+    histogram: tuple[tuple[int, int, int], ...] = ()
     plot: Path | None = None
 
     @property
@@ -127,7 +130,17 @@ def check(path: Path, output: Path | None = None, workers: int | None = None) ->
         broken=broken.count,
         problems=tuple(message for _, message in sorted(broken.first + damaged.first + wrong.first))[:SHOWN],
         ignored=ignored_files(images.root, list_people(images.root)) if isinstance(images, PhotoFiles) else "",
+        histogram=histogram_of(counts),
         plot=plot,
+    )
+
+
+def histogram_of(counts: NDArray[np.int64]) -> tuple[tuple[int, int, int], ...]:
+    """(C,) images per person -> (fewest, most, people) for 1, 2..3, 4..7, ... images, up to the largest."""
+    edges = [2**power for power in range(int(counts.max(initial=0)).bit_length() + 1)]
+    return tuple(
+        (fewest, beyond - 1, int(((counts >= fewest) & (counts < beyond)).sum()))
+        for fewest, beyond in itertools.pairwise(edges)
     )
 
 
@@ -264,8 +277,11 @@ def plot_classes(counts: NDArray[np.int64], output: Path) -> Path:
     largest = int(counts.max(initial=1))
     if largest > 50:
         curve.set_yscale("symlog", linthresh=1)
+        curve.yaxis.set_major_formatter("{x:,.0f}")
+        curve.set_ylim(0, largest * 1.5)
         edges: NDArray[Any] = np.unique(np.geomspace(1, largest + 1, 41).astype(int)) - 0.5
         histogram.set_xscale("log")
+        histogram.xaxis.set_major_formatter("{x:,.0f}")
     else:
         edges = np.arange(largest + 2) - 0.5
     histogram.hist(counts, bins=edges)

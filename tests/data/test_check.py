@@ -6,11 +6,13 @@ import struct
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from record_helpers import folder_of_people
 
 from facetrain import cli_data
 from facetrain.data import check as module
-from facetrain.data.check import check
+from facetrain.data.check import check, histogram_of
 from facetrain.data.dataset import open_images
 from facetrain.data.images import encode_jpeg
 from facetrain.data.pack import pack
@@ -214,7 +216,8 @@ def test_the_command_says_what_is_damaged_in_its_summary(rec, places, capsys):
     with pytest.raises(InputError, match="has 12 damaged images, 0 labels out of range and 0 damaged records; the"):
         cli_data.check(rec, None, 1)
     said = capsys.readouterr()
-    lines = said.out.splitlines()[4:]
+    lines = said.out.splitlines()
+    lines = lines[[line.startswith("sizes:") for line in lines].index(True) + 1 :]
     assert [line.split(":")[0] for line in lines] == ["damaged"] * 11
     assert lines[0].startswith(f"damaged: train.rec record 1 at byte {places[1]}: not a readable JPEG")
     assert lines[-1] == "damaged: 2 more"
@@ -235,3 +238,13 @@ def test_a_missing_index_is_named_with_a_way_out(rec):
     for path in (rec, rec.parent):
         with pytest.raises(InputError, match=r"train\.idx is missing.*rec2idx"):
             check(path)
+
+
+@given(st.lists(st.integers(0, 300), max_size=50))
+def test_the_histogram_counts_everybody_with_an_image_once(numbers):
+    counts = np.array(numbers, np.int64)
+    bins = histogram_of(counts)
+    assert sum(people for _, _, people in bins) == np.count_nonzero(counts)
+    for fewest, most, people in bins:
+        assert people == sum(fewest <= number <= most for number in numbers)
+    assert not numbers or not max(numbers) or bins[-1][2] > 0
