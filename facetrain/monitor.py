@@ -37,7 +37,8 @@ class Monitor:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._forget_after(output / "metrics.jsonl", start_step)
+        kept = self._keep_until(output / "metrics.jsonl", start_step)
+        self._verified = {(record["step"], record["set"]) for record in kept if record.get("kind") == "verification"}
         self._records = open(output / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 - closed in __exit__
         self._board = SummaryWriter(str(output / "tensorboard"), purge_step=start_step + 1)
         self._progress = Progress(
@@ -103,8 +104,8 @@ class Monitor:
             self._last_time = time.monotonic()
 
     def verification(self, step: int, name: str, record: dict[str, Any]) -> None:
-        """The result of one pair set."""
-        if not self.active:
+        """The result of one pair set; a finished run that is verified again has it already."""
+        if not self.active or (step, name) in self._verified:
             return
         self._record({"kind": "verification", "step": step, "set": name, **record})
         self._board.add_scalar(f"{name}/accuracy", record["accuracy"], step)
@@ -115,19 +116,24 @@ class Monitor:
         self._records.write(json.dumps(entry) + "\n")
 
     @staticmethod
-    def _forget_after(file: Path, step: int) -> None:
-        """Drop records of updates that a resumed run will make again, and a half-written last line."""
+    def _keep_until(file: Path, step: int) -> list[dict[str, Any]]:
+        """The records up to ``step``; later ones, whose updates a resumed run makes again, are dropped from the file.
+
+        So is a half-written last line.
+        """
         if not file.exists():
-            return
+            return []
         kept = []
         for line in file.read_text().splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                record = json.loads(line)
+                if record["step"] <= step:
+                    kept.append(record)
             except (ValueError, KeyError, TypeError):
                 continue
         with replacing(file) as growing:
-            growing.write_text("".join(kept))
+            growing.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        return kept
 
 
 def _clock(seconds: float) -> str:

@@ -102,7 +102,7 @@ class _Run:
                     f"in {self.config.output / 'checkpoints'}; the same command with train.resume=auto goes on"
                 )
                 return 128 + stopped_by
-            results = self._verify(monitor, already=start == self.total_steps)
+            results = self._verify(monitor)
         if self.world.rank == 0:
             self._conclude(monitor, results)
         self.world.barrier()
@@ -156,14 +156,12 @@ class _Run:
         monitor.pause()
         return path
 
-    def _verify(self, monitor: Monitor, already: bool = False) -> list[tuple[str, Verification]]:
-        """Results of all pair sets; ``already``: the records have them."""
+    def _verify(self, monitor: Monitor) -> list[tuple[str, Verification]]:
         if not self.config.evaluate.sets:
             return []
         results = self.verifier.run(self.state.backbone, self.world)
         for name, result in results:
-            if not already:
-                monitor.verification(self.state.step, name, result.record())
+            monitor.verification(self.state.step, name, result.record())
             monitor.say(f"[{name}] step {self.state.step}: {result.line()}")
         monitor.pause()
         return results
@@ -200,12 +198,9 @@ class _Run:
         before = read_manifest(path)["config"]
         changed = preflight.changes(before, self.about["config"])
         notes += [f"changed since that checkpoint: {key} from {old} to {new}" for key, old, new in changed]
-        finished = ", which has made all its steps: it is only verified again" if self._finished else ""
-        return [f"going on from {path}{finished}", *notes]
-
-    @property
-    def _finished(self) -> bool:
-        return self.state.step == self.total_steps
+        finished = self.state.step == self.total_steps
+        said = f"going on from {path}" + (", which has made all its steps: it is only verified again" * finished)
+        return [said, *notes]
 
     def _greeting(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.state.backbone.parameters())
