@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from facetrain.atomic import replacing
 from facetrain.checkpoint_files import (
     BACKBONE,
     FORMAT,
@@ -39,12 +40,13 @@ from facetrain.checkpoint_files import (
     sha256,
     sync_folder,
     verify,
-    write_synced,
 )
 from facetrain.config import ModelConfig
 from facetrain.distributed import World
 from facetrain.errors import InputError
 from facetrain.models import build_backbone
+
+_EXPECTED = "expected a run's folder, one of its checkpoints or an exported .safetensors file"
 
 
 def save(
@@ -93,7 +95,8 @@ def save(
     files = {name: entry for part in world.gather_objects(dict(written)) for name, entry in part.items()}
     if world.rank == 0:
         manifest = {"format": FORMAT, "step": step, "ranks": world.size, **about, "files": files}
-        write_synced(growing / MANIFEST, json.dumps(manifest, indent=1).encode())
+        with replacing(growing / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1))
         sync_folder(growing)
         put_in_place(growing, final)
         others = [path for path in listed(folder) if path != final]
@@ -154,15 +157,10 @@ def find(path: Path) -> Path:
         InputError: there is none.
     """
     if not path.exists():
-        raise InputError(
-            f"checkpoint {path} does not exist; expected a run's folder, one of its checkpoints or a .safetensors file"
-        )
+        raise InputError(f"checkpoint {path} does not exist; {_EXPECTED}")
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise InputError(
-                f"{path} is not a .safetensors file; expected a run's folder, one of its checkpoints or an exported "
-                ".safetensors file"
-            )
+            raise InputError(f"{path} is not a .safetensors file; {_EXPECTED}")
         return path
     if (path / MANIFEST).is_file():
         verify(path, [BACKBONE])
@@ -173,9 +171,7 @@ def find(path: Path) -> Path:
             return good
         if problems:
             raise InputError(f"no checkpoint under {folder} can be read: {problems[0]}")
-    raise InputError(
-        f"{path} holds no checkpoint; expected a run's folder, one of its checkpoints or a .safetensors file"
-    )
+    raise InputError(f"{path} holds no checkpoint; {_EXPECTED}")
 
 
 def load_backbone(path: Path) -> tuple[nn.Module, ModelConfig]:

@@ -98,14 +98,6 @@ def set_aside_newer(good: Path) -> None:
             os.replace(path, path.with_name(f"damaged_{path.name}"))
 
 
-def write_synced(file: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with open(file, "wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk."""
     handle = os.open(folder, os.O_RDONLY)

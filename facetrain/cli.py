@@ -136,7 +136,7 @@ def embed(
         from facetrain.evaluation.npz import embed_to_npz
 
         with joined(device.value) as world:
-            unreadable = embed_to_npz(
+            embedded = embed_to_npz(
                 checkpoint,
                 source,
                 out,
@@ -147,10 +147,9 @@ def embed(
                 skip_unreadable=skip_unreadable,
             )
             if world.rank == 0:
-                skipped = (
-                    f", {len(unreadable)} unreadable images, the first: {unreadable[0].reason}" if unreadable else ""
-                )
-                typer.echo(f"{out}: {unreadable.shape[0]:,} embeddings of {unreadable.shape[1]} numbers{skipped}")
+                (count, size), skipped = embedded.shape, embedded.unreadable
+                rest = f", {len(skipped)} unreadable images, the first: {skipped[0].reason}" if skipped else ""
+                typer.echo(f"{out}: {count:,} embeddings of {size} numbers{rest}")
         return 0
 
     _spread(context, nproc, device.value, work)

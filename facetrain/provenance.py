@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shlex
@@ -44,6 +45,7 @@ def host() -> str:
     return socket.gethostname()
 
 
+@functools.cache
 def commit() -> str:
     """The source tree's git commit, with ``+changes`` where files differ from it; ``unknown`` outside a checkout."""
     root = Path(facetrain.__file__).parent.parent

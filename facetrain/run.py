@@ -81,7 +81,7 @@ class _Run:
             "config": config.model_dump(mode="json"),
             "num_classes": images.num_classes,
             "num_images": len(images),
-            "versions": versions(),
+            "versions": versions() if world.rank == 0 else {},  # which writes the manifest
         }
 
     def train(self) -> int:

@@ -198,7 +198,7 @@ def _write_records(
     return train, held, drawn
 
 
-def _write_pairs(path: Path, rec: Path, drawn: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]) -> None:
+def _write_pairs(path: Path, rec: Path, drawn: _Pairs) -> None:
     """The drawn pairs of a .rec's images as a .bin."""
     first, second, same = drawn
     images = RecordFile(rec)

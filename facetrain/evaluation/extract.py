@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from facetrain.data.encoded import Encoded
 from facetrain.data.progress import progress as progress_line
+from facetrain.data.workers import cores
 from facetrain.distributed import World
 from facetrain.errors import InputError
 from facetrain.models import normalise
@@ -172,8 +172,7 @@ class _Decoders:
     def __init__(self, images: Encoded, size: int, batch_size: int, world: World) -> None:
         self.images, self.size, self.batch_size = images, size, batch_size
         self.pinned = world.device.type == "cuda"
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.threads = min(8, cores)
+        self.threads = min(8, cores())
 
     def __enter__(self) -> _Decoders:
         self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")

@@ -6,6 +6,7 @@ import itertools
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,12 @@ from facetrain.errors import InputError
 from facetrain.evaluation.extract import BLOCK, Unreadable, embed_blocks, refuse, shown_progress
 
 
-class Unreadables(list[Unreadable]):
-    """The images that could not be read; ``shape`` (N, D) is that of all embeddings, theirs (NaN) among them."""
+@dataclass(frozen=True)
+class Embedded:
+    """What :func:`embed_to_npz` wrote: (N, D) of all embeddings, and the images whose rows are NaN."""
 
-    def __init__(self, shape: tuple[int, int]) -> None:
-        super().__init__()
-        self.shape = shape
+    shape: tuple[int, int]
+    unreadable: list[Unreadable]
 
 
 def embed_to_npz(
@@ -37,7 +38,7 @@ def embed_to_npz(
     flip: bool = True,
     normalise: bool = False,
     skip_unreadable: bool = False,
-) -> Unreadables:
+) -> Embedded:
     """Embed a .rec, a folder per person or a text list of paths, and write OUT.npz on rank 0, whole or not at all.
 
     The file holds ``embeddings`` (N, D) float32, ``labels`` (N,) int64 (-1 where the source has none), ``names`` (N,)
@@ -49,7 +50,7 @@ def embed_to_npz(
     Photos of a folder or a list are treated as :class:`facetrain.data.dataset.PhotoFiles` says.
 
     Returns:
-        The images that could not be read (``skip_unreadable``), the same on every rank; knows (N, D) too.
+        The shape, and the images that could not be read (``skip_unreadable``); the same on every rank.
 
     Raises:
         InputError: a path is unusable, or images are unreadable and not to be skipped, or all of them are; the same on
@@ -63,7 +64,7 @@ def embed_to_npz(
         raise InputError(f"output {out} must be an .npz file in a folder that exists")
     images = listed_images(source) if source.is_file() and source.suffix != ".rec" else open_images(source)
     backbone, model = load_backbone(checkpoint)
-    unreadable = Unreadables((len(images), model.embedding_size))
+    unreadable: list[Unreadable] = []
     about = {"flip": np.array(flip), "normalised": np.array(normalise), "labels": images.labels}
     if world.rank == 0:
         about["model"] = np.array(fingerprint(checkpoint))
@@ -81,7 +82,7 @@ def embed_to_npz(
         stack.enter_context(closing(blocks))
         rows = map(_unit, blocks) if normalise else blocks
         _write(out, rows, images, unreadable, skip_unreadable, about, world)
-    return unreadable
+    return Embedded((len(images), model.embedding_size), unreadable)
 
 
 def _write(

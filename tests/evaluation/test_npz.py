@@ -12,7 +12,7 @@ from facetrain.config import ModelConfig
 from facetrain.errors import InputError
 from facetrain.evaluation import npz
 from facetrain.evaluation.extract import embed_blocks
-from facetrain.evaluation.npz import embed_to_npz
+from facetrain.evaluation.npz import Embedded, embed_to_npz
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_the_file_holds_what_it_says(tmp_path, monkeypatch, ranks):
     out = tmp_path / "out.npz"
     source = tmp_path / "list.txt"
     results = on_ranks(ranks, lambda w: embed_to_npz(tmp_path, source, out, world=w, batch_size=2, flip=False))
-    assert results == [[]] * ranks
+    assert results == [Embedded((9, 5), [])] * ranks
     with np.load(out) as held:
         np.testing.assert_allclose(held["embeddings"], expected(photos, False), rtol=1e-5, atol=1e-6)
         assert held["labels"].tolist() == photos.labels.tolist()
@@ -59,12 +59,12 @@ def test_the_file_with_unreadable_images(tmp_path):
     with pytest.raises(InputError, match=r"1 of 4 images cannot be read, the .*2\.jpg cannot be read: No such file"):
         embed_to_npz(tmp_path, tmp_path / "list.txt", out)
     assert not out.exists()
-    skipped = embed_to_npz(tmp_path, tmp_path / "list.txt", out, skip_unreadable=True)
-    assert [one.image for one in skipped] == [2]
+    embedded = embed_to_npz(tmp_path, tmp_path / "list.txt", out, skip_unreadable=True)
+    assert [one.image for one in embedded.unreadable] == [2]
     with np.load(out) as held:
         assert held["unreadable"].tolist() == [2]
         assert np.isnan(held["embeddings"]).all(1).tolist() == [False, False, True, False]
-    assert skipped.shape == (4, 5)
+    assert embedded.shape == (4, 5)
     with pytest.raises(InputError, match=r"must be an \.npz file in a folder that exists"):
         embed_to_npz(tmp_path, tmp_path / "list.txt", tmp_path / "no" / "out.npz")
 
