@@ -5,6 +5,7 @@ checkpoints/step_00000400/
   backbone.safetensors             weights and running statistics; its metadata hold the model section of the recipe
   optimizer.safetensors            "parameter name/state name" of the backbone's optimiser
   classifier-00000-of-00002.safetensors   weight, momentum, ... of the classes start..stop-1 named in its metadata
+  leap-00000-of-00002.safetensors         centres, angles and rows not yet counted, of the same classes
   manifest.json                    written last: step, recipe, versions, size and SHA-256 of each file
 ```
 
@@ -19,6 +20,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from facetrain.checkpoint_files import (
     sync_folder,
     verify,
 )
+from facetrain.checkpoint_shards import Shard
 from facetrain.config import ModelConfig
 from facetrain.distributed import World
 from facetrain.errors import InputError
@@ -56,8 +59,7 @@ def save(
     backbone: nn.Module,
     model: ModelConfig,
     optimizer: torch.optim.Optimizer,
-    sharded: dict[str, Tensor],
-    classes: range,
+    shards: Sequence[Shard],
     about: dict[str, Any],
     world: World,
     keep: int,
@@ -70,8 +72,7 @@ def save(
         backbone: written by rank 0; running statistics must be equal on all ranks.
         model: how to build the backbone again.
         optimizer: the backbone's.
-        sharded: name -> tensor with one row per class of this rank.
-        classes: the global classes of this rank.
+        shards: this rank's pieces of what is spread over ranks by class.
         about: what else the manifest records (recipe, versions, number of classes).
         world: the ranks; they all call this.
         keep: how many of the newest stay.
@@ -85,8 +86,8 @@ def save(
         shutil.rmtree(growing, ignore_errors=True)
         growing.mkdir(parents=True)
     world.barrier()
-    span = {"first_class": str(classes.start), "end_class": str(classes.stop)}
-    written = [_write(growing / f"classifier-{world.rank:05d}-of-{world.size:05d}.safetensors", sharded, span)]
+    of = f"{world.rank:05d}-of-{world.size:05d}"
+    written = [_write(growing / f"{shard.name}-{of}.safetensors", shard.tensors, shard.span) for shard in shards]
     if world.rank == 0:
         described = {"model": model.model_dump_json(), "step": str(step)}
         written.append(_write(growing / BACKBONE, backbone.state_dict(), described))
@@ -107,47 +108,30 @@ def save(
 
 
 def load_training(
-    path: Path,
-    *,
-    backbone: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    sharded: dict[str, Tensor],
-    classes: range,
-) -> int:
-    """Fill a freshly built training state, in place, from a checkpoint of any number of ranks; the updates it has made.
+    path: Path, *, backbone: nn.Module, optimizer: torch.optim.Optimizer, shards: dict[str, Shard]
+) -> tuple[int, dict[str, Tensor]]:
+    """Fill a freshly built training state, in place, from a checkpoint of any number of ranks.
+
+    Args:
+        path: the checkpoint.
+        backbone: filled.
+        optimizer: the backbone's; filled.
+        shards: key of the recipe that decides what a piece holds -> this rank's piece; filled.
+
+    Returns:
+        (updates it has made, the pieces' loose tensors of all ranks).
 
     Raises:
-        InputError: the checkpoint is of another model, optimiser or classifier.
+        InputError: the checkpoint is of another model, optimiser, classifier or data set.
     """
     _fill_module(backbone, path / BACKBONE)
     manifest = read_manifest(path)
     if "optimizer.safetensors" in manifest["files"]:
         _fill_optimizer(backbone, optimizer, path / "optimizer.safetensors")
-    filled = 0
-    for file in sorted(path.glob("classifier-*.safetensors")):
-        with _opened(file) as shard:
-            first, end = (int(shard.metadata()[key]) for key in ("first_class", "end_class"))
-            start, stop = max(first, classes.start), min(end, classes.stop)
-            if start >= stop:
-                continue
-            filled += stop - start
-            if set(shard.keys()) != set(sharded):
-                raise InputError(
-                    f"{file} holds {sorted(shard.keys())}, but optim.name in the recipe needs {sorted(sharded)}"
-                )
-            for name, tensor in sharded.items():
-                rows = shard.get_slice(name)[start - first : stop - first]
-                if rows.shape[1:] != tensor.shape[1:]:
-                    raise InputError(
-                        f"{file}: {name} has rows of {tuple(rows.shape[1:])}, the recipe needs "
-                        f"{tuple(tensor.shape[1:])}"
-                    )
-                tensor[start - classes.start : stop - classes.start].copy_(rows)
-    if filled != len(classes):
-        raise InputError(
-            f"checkpoint {path} holds {filled} of this rank's {len(classes)} classes; is it of another data set?"
-        )
-    return int(manifest["step"])
+    loose: dict[str, Tensor] = {}
+    for key, shard in shards.items():
+        loose |= shard.fill(path, _opened, f"{key} in the recipe")
+    return int(manifest["step"]), loose
 
 
 def find(path: Path) -> Path:

@@ -5,6 +5,7 @@ Reading YAML, overrides and error messages live in :mod:`facetrain.recipe`; this
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +16,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+
+_PAPERS_CYCLE = 3  # of the triangular schedule: LEAP's section 4.1
 
 
 def _expanded(path: Path) -> Path:
@@ -140,6 +143,58 @@ class ClassifierConfig(Section):
     )
 
 
+class LeapConfig(Section):
+    """Feature clouds for people with few images (LEAP: Liu et al., CVPR 2020); keys its paper leaves open say so."""
+
+    variant: Literal["off", "vanilla", "full"] = Field(
+        "off", description="vanilla: head and tail by head_threshold, Eq. 6; full: by every class's own spread, Eq. 9"
+    )
+    track: bool = Field(False, description="keep centres and angles with variant: off too, to look at")
+    head_threshold: Count | None = Field(
+        None,
+        description="T: classes with more training images are head; vanilla needs it, else it only sorts reports",
+    )
+    start_cycle: Count | None = Field(
+        None, description="clouds begin with this cycle of the triangular schedule; left out there: 3, as in the paper"
+    )
+    start_epoch: NotNegative | None = Field(None, description="clouds begin after so many epochs, any schedule")
+    center_gamma: Decay = Field(0.9, description="open: weight of the previous centre; 0.1 is Eq. 4 as printed")
+    angle_against: Literal["previous", "updated"] = Field(
+        "previous", description="open: the centre that angles are measured against"
+    )
+    cloud_noise: Literal["per_class", "per_sample"] = Field(
+        "per_class", description="open: a draw for every logit of a row, or one for all of them"
+    )
+    memory_factor: Count = Field(1, description="open: P, angles kept of a class per training image of it (Eq. 5)")
+    sync_interval: Count = Field(5, description="steps between updates of centres and angles (section 4.3)")
+    fixed_sigma: Positive | None = Field(
+        None, description="control, vanilla only: every tail row's cloud has this sigma in radians, nothing is learned"
+    )
+    cloud_for: Literal["tail", "everyone"] = Field(
+        "tail", description="control: everyone gives all rows the mean variance that clouds of the tail would have"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> LeapConfig:
+        if self.variant == "vanilla" and self.head_threshold is None:
+            raise ValueError("variant: vanilla needs head_threshold, the most images that a tail class may have")
+        if self.start_cycle is not None and self.start_epoch is not None:
+            raise ValueError("start_cycle and start_epoch exclude each other; leave one out")
+        on = self.variant != "off"
+        self._refuse_idle("track", not on, "variant: off (the others always track)")
+        for key in ("start_cycle", "start_epoch", "cloud_noise", "cloud_for"):
+            self._refuse_idle(key, on, "variant: vanilla or full")
+        for key in ("head_threshold", "center_gamma", "angle_against", "memory_factor", "sync_interval"):
+            self._refuse_idle(key, self.active, "variant: vanilla or full, or track: true")
+        self._refuse_idle("fixed_sigma", self.variant == "vanilla", "variant: vanilla")
+        return self
+
+    @property
+    def active(self) -> bool:
+        """Whether centres and angles are kept."""
+        return self.variant != "off" or self.track
+
+
 class OptimConfig(Section):
     """The optimiser of backbone and classifier."""
 
@@ -218,6 +273,7 @@ class Config(Section):
     data: DataConfig
     model: ModelConfig = ModelConfig()
     classifier: ClassifierConfig = ClassifierConfig()
+    leap: LeapConfig = LeapConfig()
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
@@ -237,4 +293,36 @@ class Config(Section):
                 f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} must be less than train.epochs "
                 f"{self.train.epochs}"
             )
+        self._check_leap()
         return self
+
+    def _check_leap(self) -> None:
+        """Clouds must begin at a time that the run has."""
+        if self.leap.variant == "off":
+            return
+        triangular = self.schedule.name == "triangular"
+        if self.leap.start_cycle is not None:
+            if not triangular:
+                raise ValueError("leap.start_cycle needs schedule.name: triangular; set leap.start_epoch instead")
+            if self.leap.start_cycle > self.schedule.cycles:
+                raise ValueError(
+                    f"leap.start_cycle {self.leap.start_cycle} begins after the end: schedule.cycles is "
+                    f"{self.schedule.cycles}"
+                )
+        elif self.leap.start_epoch is None and not triangular:
+            raise ValueError("leap.start_epoch must say when clouds begin: only the triangular schedule has a default")
+        if self.cloud_start >= self.train.epochs:
+            raise ValueError(
+                f"clouds would begin after {self.cloud_start:g} of train.epochs {self.train.epochs} epochs: set "
+                "leap.start_epoch or leap.start_cycle to an earlier time"
+            )
+
+    @property
+    def cloud_start(self) -> float:
+        """Epochs before feature clouds begin; infinite where the recipe has none."""
+        if self.leap.variant == "off":
+            return math.inf
+        if self.leap.start_epoch is not None:
+            return self.leap.start_epoch
+        cycle = _PAPERS_CYCLE if self.leap.start_cycle is None else self.leap.start_cycle
+        return (cycle - 1) * self.train.epochs / self.schedule.cycles

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -120,6 +121,12 @@ class World:
         flat = self.sum_(torch.cat([buffer.flatten() for buffer in floats])) / self.size
         for buffer, mean in zip(floats, flat.split([b.numel() for b in floats]), strict=True):
             buffer.copy_(mean.view_as(buffer))
+
+
+def to_device(array: NDArray, device: torch.device) -> Tensor:
+    """A NumPy array as a tensor there, without waiting for a GPU; on a CPU it shares the array's memory."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def all_gather(gathered: Tensor, rows: Tensor) -> None:

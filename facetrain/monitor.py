@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -38,7 +39,7 @@ class Monitor:
         from torch.utils.tensorboard import SummaryWriter
 
         kept = self._keep_until(output / "metrics.jsonl", start_step)
-        self._verified = {(record["step"], record["set"]) for record in kept if record.get("kind") == "verification"}
+        self._known = {(record.get("kind"), record["step"], record.get("set")) for record in kept}
         self._records = open(output / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 - closed in __exit__
         self._board = SummaryWriter(str(output / "tensorboard"), purge_step=start_step + 1)
         self._progress = Progress(
@@ -105,12 +106,46 @@ class Monitor:
 
     def verification(self, step: int, name: str, record: dict[str, Any]) -> None:
         """The result of one pair set; a finished run that is verified again has it already."""
-        if not self.active or (step, name) in self._verified:
+        if not self._is_new("verification", step, name):
             return
         self._record({"kind": "verification", "step": step, "set": name, **record})
         self._board.add_scalar(f"{name}/accuracy", record["accuracy"], step)
         for fpr, tpr in record["tpr"].items():
             self._board.add_scalar(f"{name}/tpr_at_fpr_{fpr}", tpr, step)
+
+    def leap(self, step: int, record: dict[str, float | None]) -> None:
+        """Spreads of the classes in radians, and the clouds since the last record; None: there is none yet."""
+        if not self._is_new("leap", step):
+            return
+        self._record({"kind": "leap", "step": step, **record})
+        for name, value in record.items():
+            if value is not None:
+                self._board.add_scalar(f"leap/{name}", value, step)
+
+    def angles(self, step: int, epoch: float, counts: dict[str, list[int]]) -> None:
+        """Histograms of the angles to the class centres, of ``head`` and ``tail``: a count for each degree."""
+        if not self._is_new("angles", step):
+            return
+        self._record({"kind": "angles", "step": step, "epoch": round(epoch, 4), **counts})
+        for name, of_degree in counts.items():
+            found = np.array(of_degree)
+            degree, filled = np.arange(len(found)), np.flatnonzero(found)
+            if len(filled):
+                self._board.add_histogram_raw(
+                    f"leap_degrees/{name}",
+                    min=int(filled[0]),
+                    max=int(filled[-1]) + 1,
+                    num=int(found.sum()),
+                    sum=float((found * (degree + 0.5)).sum()),
+                    sum_squares=float((found * (degree + 0.5) ** 2).sum()),
+                    bucket_limits=(degree + 1).tolist(),
+                    bucket_counts=found.tolist(),
+                    global_step=step,
+                )
+
+    def _is_new(self, kind: str, step: int, name: str | None = None) -> bool:
+        """Whether this process writes records and a run that was resumed at ``step`` has not written this one."""
+        return self.active and (kind, step, name) not in self._known
 
     def _record(self, entry: dict[str, Any]) -> None:
         self._records.write(json.dumps(entry) + "\n")

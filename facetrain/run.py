@@ -16,9 +16,11 @@ from facetrain.agreement import agree_on, claimed
 from facetrain.atomic import replacing
 from facetrain.checkpoint_files import last_good, listed, newest_good, read_manifest, set_aside_newer
 from facetrain.config import Config
+from facetrain.data.dataset import class_counts
 from facetrain.data.loader import Loader, worker_died
 from facetrain.distributed import World, joined
 from facetrain.errors import InputError, RunError
+from facetrain.evaluation.class_map import write_map
 from facetrain.evaluation.lfw import verification_table
 from facetrain.evaluation.pairs import Verification
 from facetrain.evaluation.report import save_verification, write_report
@@ -73,7 +75,8 @@ class _Run:
             pin_memory=world.device.type == "cuda",
         )
         self.total_steps = config.train.epochs * self.loader.steps_per_epoch
-        self.state = build_state(config, images.num_classes, world)
+        counts = class_counts(images.labels, images.num_classes)
+        self.state = build_state(config, counts, world, self.loader.steps_per_epoch)
         self.verifier = Verifier(
             inputs.pair_sets, config.model.input_size, config.evaluate.batch_size, config.evaluate.flip
         )
@@ -102,6 +105,7 @@ class _Run:
                     f"in {self.config.output / 'checkpoints'}; the same command with train.resume=auto goes on"
                 )
                 return 128 + stopped_by
+            self._map(start_of_clouds=False)
             results = self._verify(monitor)
         if self.world.rank == 0:
             self._conclude(monitor, results)
@@ -114,6 +118,7 @@ class _Run:
         losses = torch.zeros((), dtype=torch.float64, device=self.world.device)
         interval_start = state.step
         state.backbone.train()
+        self._map(start_of_clouds=True)
         for batches in self.loader.iterate(state.step, self.total_steps):
             lr = learning_rate(state.step, self.total_steps, per_epoch, config.optim.lr, config.schedule)
             losses += train_step(state, batches, lr)
@@ -132,15 +137,37 @@ class _Run:
                         "try a lower optim.lr, optim.clip_norm or warm-up"
                     )
                 monitor.interval(state.step, state.step / per_epoch, loss, lr, steps * config.train.batch_size)
+                if state.leap.active:
+                    monitor.leap(state.step, state.leap.summary())
                 losses.zero_()
                 interval_start = state.step
+            if state.leap.active and state.step % per_epoch == 0:
+                monitor.angles(state.step, state.step / per_epoch, state.leap.histograms())
+                monitor.pause()
             if stopped_by:
                 return stopped_by
+            self._map(start_of_clouds=True)
             if save:
                 self._save(monitor)
             if verify:
                 self._verify(monitor)
         return 0
+
+    def _map(self, start_of_clouds: bool) -> None:
+        """Keep the embeddings of a few people, before the first step with clouds and at the end."""
+        leap, step = self.config.leap, self.state.step
+        due = step == self.state.leap.start_step if start_of_clouds else step == self.total_steps
+        if leap.active and due:
+            write_map(
+                self.config.output,
+                step,
+                self.state.backbone,
+                self.images,
+                threshold=leap.head_threshold,
+                seed=self.config.seed,
+                input_size=self.config.model.input_size,
+                world=self.world,
+            )
 
     def _agree(self) -> int:
         """The signal that any rank got (0: none), so that all leave at one step; averages what they saw differently.

@@ -1,24 +1,28 @@
-"""One update: batches -> embeddings -> sharded logits -> loss -> step; and the state that it changes."""
+"""One update: batches -> embeddings -> sharded logits -> loss -> class statistics -> step; and the state it changes."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from facetrain import checkpoint
 from facetrain.checkpoint_files import last_good
+from facetrain.checkpoint_shards import Shard
 from facetrain.classifier.partial_fc import PartialFC
 from facetrain.config import Config
 from facetrain.data.loader import Batch
 from facetrain.distributed import World, gather_embeddings
 from facetrain.errors import RunError
 from facetrain.keyed import bits, text_key
+from facetrain.longtail.leap import Leap
 from facetrain.models import build_backbone, normalise
 from facetrain.optim import build_optimizer, clip_gradients
 
@@ -35,6 +39,7 @@ class TrainState:
         parallel: the same, averaging gradients over ranks (and compiled, where the recipe says so).
         optimizer: the backbone's.
         classifier: this rank's shard, with its own optimiser.
+        leap: this rank's class statistics and the feature clouds that follow from them.
         step: updates made so far.
     """
 
@@ -44,6 +49,7 @@ class TrainState:
     parallel: nn.Module
     optimizer: torch.optim.Optimizer
     classifier: PartialFC
+    leap: Leap
     step: int = 0
 
     def save(self, about: dict[str, object]) -> Path:
@@ -54,7 +60,8 @@ class TrainState:
         Raises:
             RunError: on every rank, where any rank's state is not finite; nothing is written.
         """
-        tensors = [*self.backbone.state_dict().values(), *self.classifier.sharded_state().values()]
+        shards = self._shards()
+        tensors = [*self.backbone.state_dict().values(), *(t for s in shards.values() for t in s.tensors.values())]
         finite = torch.stack([tensor.sum(dtype=torch.float64) for tensor in tensors]).isfinite().all()
         if self.world.largest(int(not finite)):
             good = last_good(self.config.output / "checkpoints")
@@ -65,8 +72,7 @@ class TrainState:
             backbone=self.backbone,
             model=self.config.model,
             optimizer=self.optimizer,
-            sharded=self.classifier.sharded_state(),
-            classes=self.classifier.classes,
+            shards=list(shards.values()),
             about=about,
             world=self.world,
             keep=self.config.train.keep_checkpoints,
@@ -74,25 +80,38 @@ class TrainState:
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint of any number of ranks."""
-        self.step = checkpoint.load_training(
-            path,
-            backbone=self.backbone,
-            optimizer=self.optimizer,
-            sharded=self.classifier.sharded_state(),
-            classes=self.classifier.classes,
+        self.step, loose = checkpoint.load_training(
+            path, backbone=self.backbone, optimizer=self.optimizer, shards=self._shards()
         )
+        if self.leap.active:
+            self.leap.restored(loose["pending"], loose["pending_class"].numpy())
+
+    def _shards(self) -> dict[str, Shard]:
+        """What ranks hold by class, under the key of the recipe that decides what it is."""
+        shards = {"optim.name": Shard("classifier", self.classifier.classes, self.classifier.sharded_state())}
+        if self.leap.active:
+            shards["leap"] = self.leap.shard()
+        return shards
 
 
-def build_state(config: Config, num_classes: int, world: World) -> TrainState:
-    """A fresh state; the initial weights depend on the seed alone, not on the number of ranks."""
+def build_state(config: Config, class_counts: NDArray[np.int64], world: World, steps_per_epoch: int = 1) -> TrainState:
+    """A fresh state; the initial weights depend on the seed alone, not on the number of ranks.
+
+    Args:
+        config: the recipe.
+        class_counts: (C,) training images of each class.
+        world: the ranks.
+        steps_per_epoch: what turns ``leap.start_epoch`` into a step.
+    """
     torch.manual_seed(_torch_seed(config.seed, _BACKBONE))
     backbone = build_backbone(config.model).to(world.device)
     parallel = world.data_parallel(backbone)
     if world.size > 1:
         _settle(parallel, config.model.input_size, world.device)
-    classifier = PartialFC(
-        num_classes, config.model.embedding_size, config.classifier, config.optim, world, config.seed
-    )
+    size = config.model.embedding_size
+    classifier = PartialFC(len(class_counts), size, config.classifier, config.optim, world, config.seed)
+    start = math.inf if config.leap.variant == "off" else math.ceil(config.cloud_start * steps_per_epoch)
+    leap = Leap(config.leap, class_counts, size, world, config.seed, start, config.classifier.chunk)
     return TrainState(
         config=config,
         world=world,
@@ -100,6 +119,7 @@ def build_state(config: Config, num_classes: int, world: World) -> TrainState:
         parallel=torch.compile(parallel) if config.model.compile else parallel,  # type: ignore[arg-type]
         optimizer=build_optimizer(backbone, config.optim),
         classifier=classifier,
+        leap=leap,
     )
 
 
@@ -124,11 +144,12 @@ def train_step(state: TrainState, batches: Sequence[Batch], lr: float) -> Tensor
 
     Shapes: B own images and G images of all ranks in a micro-batch, D embedding size.
     """
-    world, classifier = state.world, state.classifier
+    world, classifier, leap = state.world, state.classifier, state.leap
     state.optimizer.zero_grad(set_to_none=True)
     torch.manual_seed(_torch_seed(state.config.seed, _DROPOUT, state.step, world.rank))  # dropout
     classifier.begin(np.concatenate([batch.labels for batch in batches]), state.step)
     total = torch.zeros((), dtype=torch.float64, device=world.device)
+    first_row = 0
     for number, batch in enumerate(batches, start=1):
         images = batch.images.to(world.device, non_blocking=True)  # (B, H, W, 3) uint8
         with _accumulating(state, last=number == len(batches)):
@@ -136,8 +157,11 @@ def train_step(state: TrainState, batches: Sequence[Batch], lr: float) -> Tensor
                 embeddings = state.parallel(normalise(images))  # (B, D)
             embeddings = embeddings.to(classifier.weight.dtype)
             everyone = gather_embeddings(embeddings, world, len(batch.labels))  # (G, D)
-            loss = classifier.loss(everyone, batch.labels) / len(batches)  # scalar, equal on every rank
+            cloud = leap.cloud(batch.labels, state.step, first_row)
+            loss = classifier.loss(everyone, batch.labels, cloud) / len(batches)  # scalar, equal on every rank
             loss.backward()
+        leap.observe(everyone, batch.labels)
+        first_row += len(batch.labels)
         total += loss.detach()
     _clip(state)
     for group in state.optimizer.param_groups:
@@ -145,6 +169,7 @@ def train_step(state: TrainState, batches: Sequence[Batch], lr: float) -> Tensor
     state.optimizer.step()
     classifier.step(lr)
     state.step += 1
+    leap.end_step(state.step)
     return total
 
 

@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
@@ -14,6 +15,7 @@ from facetrain.errors import InputError, RunError
 from facetrain.train import TrainState, build_state
 
 CLASSES = 13
+COUNTS = np.arange(2, 2 + CLASSES)  # training images of each class
 FILES = ["backbone.safetensors", "optimizer.safetensors", "classifier-00000-of-00001.safetensors"]
 
 
@@ -30,7 +32,7 @@ def _about(config):
 
 def _trained_state(config, world, steps=2):
     """A state whose every tensor has moved: gradients are noise, the same on every rank."""
-    state = build_state(config, CLASSES, world)
+    state = build_state(config, COUNTS, world)
     generator = torch.Generator().manual_seed(0)
     own = state.classifier.classes
     for _ in range(steps):
@@ -60,7 +62,7 @@ def _save(world, config):
 
 
 def _load(world, config, path):
-    state = build_state(config, CLASSES, world)
+    state = build_state(config, COUNTS, world)
     state.load(path)
     return state.step, dict(state.classifier.sharded_state()), _everything(state)
 
@@ -169,13 +171,13 @@ def test_backbone_comes_back_by_run_checkpoint_and_file(run, tmp_path):
     ],
 )
 def test_another_model_or_optimiser_is_refused(run, keys, message):
-    state = build_state(_config(run, **keys), CLASSES, World())
+    state = build_state(_config(run, **keys), COUNTS, World())
     with pytest.raises(InputError, match=message):
         state.load(run / "checkpoints" / "step_00000003")
 
 
 def test_another_number_of_classes_is_refused(run):
-    state = build_state(_config(run), CLASSES + 1, World())
+    state = build_state(_config(run), np.append(COUNTS, 1), World())
     with pytest.raises(InputError, match="holds 13 of this rank's 14 classes"):
         state.load(run / "checkpoints" / "step_00000003")
 
@@ -217,7 +219,7 @@ def test_sgd_without_momentum_has_no_state_and_resumes(tmp_path):
     path = _trained_state(config, World()).save(_about(config))
     assert not (path / "optimizer.safetensors").exists()
     verify(path)
-    state = build_state(config, CLASSES, World())
+    state = build_state(config, COUNTS, World())
     state.load(path)
     assert state.step == 2
 

@@ -123,7 +123,7 @@ def whole_step(case: Case, options: argparse.Namespace, device: torch.device) ->
         classifier=ClassifierConfig(),
         train=TrainConfig(batch_size=case.batch, precision=options.precision),
     )
-    state = build_state(config, case.classes, World(device=device))
+    state = build_state(config, np.full(case.classes, 10), World(device=device))
     state.parallel.train()
     batch = _batch(case, device)
 

@@ -127,7 +127,7 @@ def _small(device: torch.device, **train: object) -> Config:
 
 
 def _losses(device: torch.device, steps: int, **train: object) -> list[torch.Tensor]:
-    state = build_state(_small(device, **train), 2000, World(device=device))
+    state = build_state(_small(device, **train), np.full(2000, 10), World(device=device))
     drawn = np.random.default_rng(0)
     images = torch.from_numpy(drawn.integers(0, 256, (64, 48, 48, 3), dtype=np.uint8))
     batch = Batch(images.pin_memory() if device.type == "cuda" else images, np.arange(64) * 31)

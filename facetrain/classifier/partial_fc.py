@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from facetrain.classifier.clouds import Cloud
 from facetrain.classifier.rows import RowOptimizer
-from facetrain.classifier.softmax import SoftmaxSpec, Targets, sharded_cross_entropy
+from facetrain.classifier.softmax import SoftmaxSpec, Targets, Turned, sharded_cross_entropy
 from facetrain.config import ClassifierConfig, OptimConfig
-from facetrain.distributed import World
+from facetrain.distributed import World, to_device
 from facetrain.keyed import bits, text_key, uniform
 
 _INIT_STD = 0.01
@@ -69,19 +70,22 @@ class PartialFC:
             self.rows.grad = None
             return
         self._sample = sample_classes(self.classes, labels, self.config.sample_rate, self.seed, step)
-        indices = torch.from_numpy(self._sample)
-        if self.world.device.type == "cuda":
-            indices = indices.pin_memory().to(self.world.device, non_blocking=True)
-        self._indices = indices
-        self.rows = self.weight.detach()[indices].requires_grad_()
+        self._indices = to_device(self._sample, self.world.device)
+        self.rows = self.weight.detach()[self._indices].requires_grad_()
 
-    def loss(self, embeddings: Tensor, labels: NDArray[np.int64]) -> Tensor:
+    def loss(self, embeddings: Tensor, labels: NDArray[np.int64], cloud: Cloud | None = None) -> Tensor:
         """Mean loss of one micro-batch, the same scalar (float64) on every rank.
 
         Args:
             embeddings: (G, D) of all ranks, any scale and any floating type.
             labels: (G,) int64 global classes, on the host.
+            cloud: the rows with feature clouds; None: no row has one.
         """
+        turned = None
+        if cloud is not None:
+            order = np.concatenate([cloud.rows, np.setdiff1d(np.arange(len(labels)), cloud.rows)])
+            embeddings, labels = embeddings[to_device(order, self.world.device)], labels[order]
+            turned = self._turned(cloud, labels)
         columns = np.where(
             (labels >= self.classes.start) & (labels < self.classes.stop), labels - self.classes.start, -1
         )
@@ -90,7 +94,14 @@ class PartialFC:
             columns[here] = np.searchsorted(self._sample, columns[here])
         targets = Targets.of(columns, self.world.device)
         normalised = F.normalize(embeddings.to(self.rows.dtype))
-        return sharded_cross_entropy(normalised, self.rows, targets, self.spec)
+        return sharded_cross_entropy(normalised, self.rows, targets, self.spec, turned)
+
+    def _turned(self, cloud: Cloud, labels: NDArray[np.int64]) -> Turned:
+        own = to_device(labels[: len(cloud.rows)], self.world.device)
+        targets = torch.zeros(len(labels), dtype=torch.float64, device=self.world.device)
+        targets[: len(cloud.rows)] = cloud.target_alpha(own).double()
+        classes = self.classes if self._indices is None else self._indices + self.classes.start
+        return Turned(cloud, classes, targets)
 
     def step(self, lr: float) -> None:
         """Update the rows that took part with the gradients in ``rows.grad``."""
