@@ -70,6 +70,7 @@ class Shard:
                 for name in loose:
                     loose[name].append(held.get_tensor(name).clone())
                 first, end = (int(held.metadata()[key]) for key in ("first_class", "end_class"))
+                self._check_slots(held, file, first, end)
                 start, stop = max(first, self.classes.start), min(end, self.classes.stop)
                 if start < stop:
                     filled += stop - start
@@ -95,7 +96,16 @@ class Shard:
             assert self.slots is not None
             there, here = self.slots[classes.start] - self.slots[first], self.slots[classes.start] - self.slots[own]
             length = int(self.slots[classes.stop] - self.slots[classes.start])
-            part = held.get_slice(name)[int(there) : int(there) + length]
-            if len(part) != length:
-                raise InputError(f"{file}: {name} is too short; its classes have other numbers of images in these data")
-            tensor[int(here) : int(here) + length].copy_(part)
+            tensor[int(here) : int(here) + length].copy_(held.get_slice(name)[int(there) : int(there) + length])
+
+    def _check_slots(self, held: Any, file: Path, first: int, end: int) -> None:
+        """Refuse a file whose classes first..end-1 have other numbers of slots than these data give them."""
+        for name in self.ragged:
+            assert self.slots is not None
+            found = held.get_slice(name).get_shape()[0]
+            expected = self.slots[min(end, len(self.slots) - 1)] - self.slots[first]
+            if found != expected:
+                raise InputError(
+                    f"{file}: {name} has {found} slots, these data need {expected}: its classes have other numbers of "
+                    "images"
+                )

@@ -6,23 +6,28 @@ import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from facetrain.checkpoint_files import listed, read_manifest
 from facetrain.config import Config
-from facetrain.data.dataset import Images, open_images
+from facetrain.config_loss import LeapConfig
+from facetrain.data.dataset import Images, class_counts, open_images
 from facetrain.data.sampler import steps_per_epoch
 from facetrain.errors import InputError
 from facetrain.evaluation.pairs import PairSet, read_bin
 
 # What the weights, or the position in the data, mean something else without.
-_FIXED = ("seed", "model", "optim.name", "train.batch_size", "train.accumulation")
+_FIXED = ("seed", "model", "optim.name", "train.batch_size", "train.accumulation", "leap.memory_factor")
 _FREE = ("model.gradient_checkpointing", "model.compile", "model.dropout")
 
 
 class Inputs(NamedTuple):
-    """What a run reads, opened."""
+    """What a run reads, opened, and what is worth telling about it."""
 
     images: Images
     pair_sets: list[PairSet]
+    notes: list[str]
 
 
 def check(config: Config, ranks: int) -> Inputs:
@@ -48,9 +53,54 @@ def check(config: Config, ranks: int) -> Inputs:
             f"train.accumulation {config.train.accumulation}; batch norm needs 2: set train.batch_size to at least "
             f"{2 * ranks * config.train.accumulation}"
         )
-    inputs = Inputs(images, [read_bin(path) for path in config.evaluate.sets])
+    notes = check_leap(config.leap, class_counts(images.labels, images.num_classes), config.data.path)
+    inputs = Inputs(images, [read_bin(path) for path in config.evaluate.sets], notes)
     _check_output(config, images)
     return inputs
+
+
+def check_leap(config: LeapConfig, counts: NDArray[np.int64], data: Path) -> list[str]:
+    """Whether feature clouds can come about in these data, and what to tell about them.
+
+    Args:
+        config: the recipe's section.
+        counts: (C,) training images of each class.
+        data: where they are, for messages.
+
+    Raises:
+        InputError: no class can have a cloud, or none can say how wide it should be.
+    """
+    if config.variant == "off":
+        return []
+    few, threshold = int(counts[counts > 0].min()), config.head_threshold
+    able = counts * config.memory_factor >= 2  # a variance needs two angles
+    remedy = "set leap.memory_factor=2"
+    if threshold is not None and config.variant == "vanilla":
+        if (counts > threshold).all():
+            raise InputError(
+                f"leap.head_threshold {threshold} makes every class of {data} a head class: each has at least {few} "
+                "images; raise it"
+            )
+        if (counts <= threshold).all():
+            raise InputError(
+                f"leap.head_threshold {threshold} makes every class of {data} a tail class: none has more than "
+                f"{int(counts.max())} images; lower it"
+            )
+        able &= counts <= threshold
+    elif (counts <= 1).all():
+        raise InputError(f"leap.variant: full weighs classes by images - 1, and every class of {data} has one image")
+    if config.fixed_sigma is None and not able.any():
+        raise InputError(
+            f"no tail class of {data} can have a cloud: with one image and leap.memory_factor "
+            f"{config.memory_factor} a class never has the two angles that a variance needs; {remedy}"
+        )
+    single = int(((counts == 1) & (counts * config.memory_factor < 2)).sum())
+    if single and config.fixed_sigma is None:
+        return [
+            f"note: {single:,} of {len(counts):,} people have one image and never get a cloud, for a variance needs "
+            f"two angles; {remedy} to let them"
+        ]
+    return []
 
 
 def _check_output(config: Config, images: Images) -> None:

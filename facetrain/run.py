@@ -62,6 +62,7 @@ class _Run:
 
     def __init__(self, config: Config, inputs: preflight.Inputs, world: World, stop: StopRequest) -> None:
         self.config, self.images, self.world, self.stop = config, inputs.images, world, stop
+        self.notes = inputs.notes
         images = inputs.images
         self.loader = Loader(
             images,
@@ -90,6 +91,7 @@ class _Run:
     def train(self) -> int:
         """All updates that are left, then the last checkpoint, verification and report."""
         notes = self._resume() if self.config.train.resume == "auto" else []
+        notes += self.notes
         start = self.state.step
         if start < self.total_steps:
             self._describe()

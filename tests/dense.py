@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from facetrain.config import MarginConfig
+from facetrain.config_loss import MarginConfig
 
 
 def target_value(theta: Tensor, margin: MarginConfig) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from dense import target_value
 from torch import Tensor
 
-from facetrain.config import MarginConfig
+from facetrain.config_loss import MarginConfig
 
 LAST_CODE = 65535
 

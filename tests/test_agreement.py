@@ -26,7 +26,7 @@ def _config(**keys):
 
 
 def _outcome(world, settings, paths):
-    inputs = Inputs(RecordFile(paths[world.rank]), [])
+    inputs = Inputs(RecordFile(paths[world.rank]), [], [])
     try:
         agree_on(_config(**settings[world.rank]), inputs, world)
     except InputError as error:
@@ -54,7 +54,7 @@ def test_a_difference_between_ranks_is_named_on_all_of_them(tmp_path, settings, 
 
 
 def test_one_rank_agrees_with_itself(tmp_path):
-    agree_on(_config(), Inputs(RecordFile(_records(tmp_path / "train.rec", [0, 1])), []), World())
+    agree_on(_config(), Inputs(RecordFile(_records(tmp_path / "train.rec", [0, 1])), [], []), World())
 
 
 def test_a_folder_has_one_run_at_a_time(tmp_path):

@@ -9,7 +9,7 @@ from dense import dense_loss
 from leap_reference import leap_loss
 from torch import Tensor
 
-from facetrain.config import MarginConfig
+from facetrain.config_loss import MarginConfig
 
 MARGINS = [
     {"kind": "cosface"},

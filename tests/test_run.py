@@ -48,6 +48,12 @@ def _config(demo, output, **train):
             "data": {"path": demo.train, "workers": 0, "augment": {"crop": 0.5, "color": 0.5}},
             "model": {"width": 4, "input_size": SIDE, "embedding_size": 8, "dropout": 0.1},
             "classifier": {"sample_rate": 0.5},
+            "leap": {
+                "variant": "vanilla",
+                "head_threshold": 4,
+                "start_epoch": min(1, train.get("epochs", 3) - 1),
+                "sync_interval": 3,
+            },
             "train": {"epochs": 3, "batch_size": 16, "log_every": 2, "checkpoint_every": 4, "threads": 1} | train,
             "evaluate": {"sets": [demo.pair_sets[0]], "every": 4},
         }
@@ -85,6 +91,7 @@ def test_what_a_run_leaves(finished, demo):
         "checkpoints",
         "verification",
         "report.html",
+        "leap",
     }
     steps = 3 * (demo.images // 16)
     training = _records(finished, "train")
@@ -96,6 +103,27 @@ def test_what_a_run_leaves(finished, demo):
     assert model.embedding_size == 8
     assert backbone(torch.zeros(1, 3, SIDE, SIDE)).isfinite().all()
     assert list((finished / "tensorboard").iterdir())
+
+
+def test_what_a_run_with_feature_clouds_leaves(finished, demo):
+    per_epoch = demo.images // 16
+    spreads = _records(finished, "leap")
+    assert spreads[-1]["step"] == 3 * per_epoch
+    assert 0 < spreads[-1]["sigma_head"] < 1
+    assert 0 < spreads[-1]["sigma_tail"] < 1
+    assert any(line["cloud_share"] > 0 and line["cloud_sigma"] > 0 for line in spreads)
+    assert all(line["cloud_share"] == 0 for line in spreads if line["step"] <= per_epoch)
+    angles = _records(finished, "angles")
+    assert [line["step"] for line in angles] == [per_epoch, 2 * per_epoch, 3 * per_epoch]
+    assert sum(angles[-1]["head"]) == 4 * 12  # every ring is full
+    assert sum(angles[-1]["tail"]) == (PEOPLE - 4) * 4
+    maps = sorted((finished / "leap").iterdir())
+    assert [path.name for path in maps] == [f"map_{step:08d}.npz" for step in (per_epoch, 3 * per_epoch)]
+    with np.load(maps[1]) as drawn:
+        assert set(drawn["images"][drawn["head"]]) == {12}
+        assert set(drawn["images"][~drawn["head"]]) == {4}
+        np.testing.assert_allclose(np.linalg.norm(drawn["embeddings"], axis=1), 1, rtol=1e-5)
+    assert "Feature clouds" in (finished / "report.html").read_text()
 
 
 def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(finished, demo, tmp_path, monkeypatch):

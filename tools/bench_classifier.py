@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facetrain.classifier.partial_fc import PartialFC
-from facetrain.config import ClassifierConfig, OptimConfig
+from facetrain.config import OptimConfig
+from facetrain.config_loss import ClassifierConfig
 from facetrain.distributed import World
 
 GEMMS = "the three matrix products alone"

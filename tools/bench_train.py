@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from benchmark import in_turns, parser, ratio, report, table
 
-from facetrain.config import ClassifierConfig, Config, DataConfig, ModelConfig, TrainConfig
+from facetrain.config import Config, DataConfig, ModelConfig, TrainConfig
+from facetrain.config_loss import ClassifierConfig
 from facetrain.data.loader import Batch
 from facetrain.distributed import World, choose_device
 from facetrain.models import build_backbone, normalise

@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from benchmark import report as write_report
 
 from facetrain.classifier.partial_fc import PartialFC
-from facetrain.config import ClassifierConfig, Config, MarginConfig, OptimConfig
+from facetrain.config import Config, OptimConfig
+from facetrain.config_loss import ClassifierConfig, MarginConfig
 from facetrain.data.loader import Batch
 from facetrain.distributed import World, all_gather, reduce_scatter
 from facetrain.train import build_state, train_step

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from facetrain.config import MarginConfig
+from facetrain.config_loss import MarginConfig
 
 # The exact gradient has 1 / sin(theta), infinite for a perfectly learnt row, where the projection behind it (of size
 # sin(theta)) makes the product finite again. Bounding it keeps rounding from turning that into 0 * inf.

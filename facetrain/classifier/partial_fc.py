@@ -17,7 +17,8 @@ from torch import Tensor
 from facetrain.classifier.clouds import Cloud
 from facetrain.classifier.rows import RowOptimizer
 from facetrain.classifier.softmax import SoftmaxSpec, Targets, Turned, sharded_cross_entropy
-from facetrain.config import ClassifierConfig, OptimConfig
+from facetrain.config import OptimConfig
+from facetrain.config_loss import ClassifierConfig
 from facetrain.distributed import World, to_device
 from facetrain.keyed import bits, text_key, uniform
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from facetrain.classifier.clouds import Cloud
 from facetrain.classifier.margin import apply_margin, turn
-from facetrain.config import MarginConfig
+from facetrain.config_loss import MarginConfig
 from facetrain.distributed import World, to_device
 
 _LARGEST_EXPONENT = 64.0
@@ -206,7 +206,10 @@ def _exponentials(
     cosines = torch.mm(embeddings, weights[start:stop].T).mul_(inverse_norms[start:stop])
     rows, columns = targets.within(start, stop)
     target_cosines = cosines[rows, columns]
-    slopes = turned.turn_(cosines, start, stop) if turned else None
+    slopes = None
+    if turned:
+        cosines.index_put_((rows, columns), cosines.new_zeros(()))  # a learnt target would be clipped, for nothing
+        slopes = turned.turn_(cosines, start, stop)
     cosines.index_put_((rows, columns), cosines.new_full((), -torch.inf))  # a Python number would wait for the device
     exps = cosines.mul_(spec.margin.scale).sub_(spec.shift).exp_()
     sums = exps.sum(dim=1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from facetrain.checkpoint_shards import Shard
 from facetrain.classifier.clouds import Cloud, normal_table, places
-from facetrain.config import LeapConfig
+from facetrain.config_loss import LeapConfig
 from facetrain.distributed import World, to_device
 from facetrain.longtail.angles import AngleMemory
 from facetrain.longtail.centers import Centers

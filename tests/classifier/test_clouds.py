@@ -9,7 +9,8 @@ from leap_reference import leap_loss
 from facetrain.classifier.clouds import TABLE, Cloud, normal_table, places
 from facetrain.classifier.margin import apply_margin, turn
 from facetrain.classifier.partial_fc import PartialFC
-from facetrain.config import ClassifierConfig, MarginConfig, OptimConfig
+from facetrain.config import OptimConfig
+from facetrain.config_loss import ClassifierConfig, MarginConfig
 from facetrain.distributed import World
 
 C, G, D = 11, 6, 5

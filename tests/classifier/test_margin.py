@@ -5,7 +5,7 @@ import torch
 from dense import target_value
 
 from facetrain.classifier.margin import apply_margin
-from facetrain.config import MarginConfig
+from facetrain.config_loss import MarginConfig
 
 MARGINS = [
     {"kind": "cosface"},

@@ -2,7 +2,8 @@ import numpy as np
 import torch
 
 from facetrain.classifier.partial_fc import PartialFC, initial_weights, sample_classes
-from facetrain.config import ClassifierConfig, OptimConfig
+from facetrain.config import OptimConfig
+from facetrain.config_loss import ClassifierConfig
 from facetrain.distributed import World
 from facetrain.partition import split
 

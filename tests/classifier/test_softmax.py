@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from dense import dense_loss
 
 from facetrain.classifier.softmax import SoftmaxSpec, Targets, sharded_cross_entropy
-from facetrain.config import MarginConfig
+from facetrain.config_loss import MarginConfig
 from facetrain.distributed import World
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import torch
 from leap_reference import Reference
 from ranks import run_ranks
 
-from facetrain.config import LeapConfig
+from facetrain.config_loss import LeapConfig
 from facetrain.distributed import World
 from facetrain.keyed import uniform
 from facetrain.longtail.angles import UNIT
