@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help setup demo test test-all test-mxnet check format clean
 
 help:
-	@echo "make demo        train and evaluate on rendered faces, a few minutes; the report is runs/demo/report.html"
+	@echo "make demo        train on rendered faces without and with feature clouds, a few minutes; look at runs/demo.html"
 	@echo "make test        the tests"
 	@echo "make check       format, lint, types and the tests, as before a commit"
 	@echo "make test-all    the slow tests too"
@@ -25,8 +25,11 @@ $(INSTALLED): setup.cfg pyproject.toml tools/constraints.txt
 	@touch $@
 
 demo: $(INSTALLED) data/demo/tail.bin
-	$(BIN)/torchrun --standalone --nproc-per-node $$($(BIN)/python -c 'import torch; print(torch.cuda.device_count() or 2)') \
-		-m facetrain train configs/demo.yaml
+	for recipe in demo demo_leap; do \
+		$(BIN)/torchrun --standalone --nproc-per-node $$($(BIN)/python -c 'import torch; print(torch.cuda.device_count() or 2)') \
+			-m facetrain train configs/$$recipe.yaml || exit; \
+	done
+	$(BIN)/facetrain report CosFace=runs/demo LEAP=runs/demo_leap --output runs/demo.html
 
 data/demo/tail.bin: | $(INSTALLED)
 	$(BIN)/facetrain data demo data/demo --force
@@ -50,4 +53,4 @@ check: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf $(VENV) .venv-mxnet runs/demo data/demo
+	rm -rf $(VENV) .venv-mxnet runs/demo runs/demo.html runs/demo_leap data/demo

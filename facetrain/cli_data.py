@@ -135,6 +135,9 @@ def demo(
     held_out_images: Annotated[int, typer.Option(min=2, help="photos of each of those")] = 20,
     images_head: Annotated[int, typer.Option(min=1, help="photos of a head person")] = 60,
     images_tail: Annotated[int, typer.Option(min=1, help="photos of a tail person")] = 5,
+    seen_images: Annotated[
+        int, typer.Option(min=0, help="new photos of each trained person, for OUT/seen/train.rec")
+    ] = 0,
     pairs: Annotated[int, typer.Option(min=1, help="verification pairs a set")] = 6000,
     difficulty: Annotated[
         float, typer.Option(min=0, max=10, help="strength of pose, light, blur; 1 is the demo's")
@@ -156,6 +159,7 @@ def demo(
         seed=seed,
         images_head=images_head,
         images_tail=images_tail,
+        seen_images=seen_images,
         pairs=pairs,
         difficulty=difficulty,
         workers=workers,

@@ -1,4 +1,4 @@
-"""Recipes: YAML files plus ``key.sub=value`` overrides -> :class:`facetrain.config.Config`, and back.
+"""Recipes: YAML files, laid over one another, plus ``key.sub=value`` -> :class:`facetrain.config.Config`, and back.
 
 What a value means, for files and for overrides alike (YAML 1.2, not PyYAML's 1.1):
 
@@ -11,6 +11,7 @@ What a value means, for files and for overrides alike (YAML 1.2, not PyYAML's 1.
 
 ``extends: other.yaml`` at the top of a file, relative to that file, takes everything from the other one first; sections
 are merged key by key, lists and values replaced. All other relative paths are relative to the current directory.
+Recipes after the first are laid over it in the same way, with what they extend, and ``key=value`` over them all.
 
 Every mistake is one line: ``FILE:LINE: key = value: expectation``, for an override ``command line: key = value: ...``.
 """
@@ -44,23 +45,41 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: the YAML file.
-        overrides: ``key.sub=value`` each; they win over the file.
+        overrides: ``key.sub=value``, which win over all files, or further recipes (``.yaml``, ``.yml``, no ``=``), each
+            of which wins over the files before it.
 
     Raises:
         InputError: one line for the first mistake, and how many more there are.
     """
     tree = read(Path(path))
+    for text in filter(is_recipe, overrides):
+        tree = merge(tree, read(Path(text)))
     given: set[str] = set()
     for text in overrides:
-        tree = merge(tree, _override(text, given))
+        if not is_recipe(text):
+            tree = merge(tree, _override(text, given))
+    return validated(tree, str(path))
+
+
+def validated(tree: Node, source: str) -> Config:
+    """The recipe that a tree of values says; ``source`` is named where a key is missing.
+
+    Raises:
+        InputError: one line for the first mistake, and how many more there are.
+    """
     tree = _numbers_as_text(tree, _schema())
     try:
         # JSON's strict mode takes a list for a tuple and text for a path, but no "3", true or 2.0 for a whole number.
         return Config.model_validate_json(json.dumps(tree.plain()), strict=True)
     except ValidationError as error:
-        lines = _messages(tree, error.errors(), str(path))
+        lines = _messages(tree, error.errors(), source)
     more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
     raise InputError(one_line(lines[0], len(more)) + more)
+
+
+def is_recipe(word: str) -> bool:
+    """Whether a word beside ``key=value`` ones names a recipe."""
+    return "=" not in word and word.lower().endswith((".yaml", ".yml"))
 
 
 def dump(config: Config) -> str:
@@ -72,7 +91,7 @@ def _override(text: str, given: set[str]) -> Node:
     key, equals, value = text.partition("=")
     key, value = key.strip(), value.strip()
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+){0,9}", key):
-        raise mistake(Place(), f"{text!r}: expected key.sub=value, for example optim.lr=0.1")
+        raise mistake(Place(), f"{text!r}: expected key.sub=value, for example optim.lr=0.1, or a recipe, *.yaml")
     if key in given:
         raise mistake(Place(), f"{key} is given twice; keep one of them")
     given.add(key)

@@ -143,8 +143,8 @@ def test_a_mistake_in_a_file_is_one_line_with_its_place(tmp_path, text, line):
         ("optim.lr='3'", 'optim.lr = "3": expected a number > 0; remove the quotes'),
         ("optim.lr.x=5", 'optim.lr = {"x": 5}: expected a number > 0'),
         ("train.accumulation=3", "train.batch_size 512 must be a multiple of train.accumulation 3"),
-        ("optim", "'optim': expected key.sub=value, for example optim.lr=0.1"),
-        ("=3", "'=3': expected key.sub=value, for example optim.lr=0.1"),
+        ("optim", "'optim': expected key.sub=value, for example optim.lr=0.1, or a recipe, *.yaml"),
+        ("=3", "'=3': expected key.sub=value, for example optim.lr=0.1, or a recipe, *.yaml"),
         ("optim={lr: 1, lr: 2}", "lr is given twice; keep one of them"),
         ("optim={lr: 1", "cannot be read as YAML: expected ',' or '}', but got '<stream end>'"),
         ("output=", "output = null: expected a path"),
@@ -201,6 +201,38 @@ def test_extends_merges_sections_and_blames_the_right_file(tmp_path):
     (tmp_path / "base.yaml").write_text(BASE + "optim:\n  momentum: 5\n")
     message = refusal(tmp_path, "extends: base.yaml\noptim: {lr: 0.3}\n")
     assert message.endswith("/base.yaml:5: optim.momentum = 5: expected a number >= 0 and < 1")
+
+
+def test_recipes_laid_over_one_another(tmp_path):
+    first, second, third = (str(tmp_path / name) for name in ("first.yml", "second.YAML", "third.yaml"))
+    Path(first).write_text("optim: {lr: 0.3, momentum: 0.5}\nevaluate: {sets: [c]}\n")
+    (tmp_path / "under.yaml").write_text("optim: {weight_decay: 1}\nseed: 5\n")
+    Path(second).write_text("extends: under.yaml\noptim: {lr: 0.4}\n")
+    Path(third).write_text("\n")
+    text = BASE + "optim: {lr: 0.2, clip_norm: 7}\nevaluate: {sets: [a, b]}\nseed: 3\n"
+    config = load(tmp_path, text, first, "optim.momentum=0.6", second, third)
+    assert config.optim == OptimConfig(lr=0.4, momentum=0.6, weight_decay=1, clip_norm=7)
+    assert (config.seed, config.evaluate.sets, config.data.path) == (5, (Path("c"),), Path("x"))
+    assert load(tmp_path, text, second, first).optim.lr == 0.3
+
+
+@pytest.mark.parametrize(
+    ("top", "overrides", "line"),
+    [
+        ("\noptim:\n  lr: fast", [], "top.yaml:3: optim.lr = fast: expected a number > 0"),
+        ("optim:\n  lrr: 1", [], "top.yaml:2: optim.lrr = 1: unknown key; did you mean optim.lr?"),
+        ("seed: 1", ["seed=x"], "command line: seed = x: expected a whole number >= 0 and < 9223372036854775808"),
+        ("seed: 1", ["data=null"], "command line: data = null: expected keys of its own below it: path,"),
+        ("train: {accumulation: 3}", [], "top.yaml:1: train.batch_size 512 must be a multiple of train.accumulation 3"),
+        ("train: 3", [], "top.yaml:1: train = 3: expected keys of its own below it: epochs,"),
+        ("extends: r.yaml\nextends: r.yaml", [], "top.yaml:2: extends is given twice (first on line 1); keep one"),
+        ("schedule:\n  power: 3", [], "top.yaml:2: schedule: power has no effect without name: polynomial;"),
+        ("seed: 1", ["tpo.yaml"], "tpo.yaml: no such recipe"),
+    ],
+)
+def test_a_mistake_in_a_recipe_laid_over_names_its_file(tmp_path, top, overrides, line):
+    (tmp_path / "top.yaml").write_text(top + "\n")
+    assert line in refusal(tmp_path, BASE, str(tmp_path / "top.yaml"), *overrides)
 
 
 @pytest.mark.parametrize(

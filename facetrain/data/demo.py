@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,11 @@ from facetrain.errors import InputError
 UNSEEN = 1_000_000
 """Photos of trained people for the pair sets are numbered from here; training photos from 0."""
 
+FURTHER = 2 * UNSEEN
+"""Photos of trained people for ``seen/`` are numbered from here, so that no pair set shows one of them."""
+
+SEEN = "seen"
+
 QUALITY = 90
 """Of the JPEGs."""
 
@@ -39,6 +45,8 @@ class Demo(NamedTuple):
     """``heldout/train.rec``: the people of ``heldout.bin``, for open-set evaluation."""
     pair_sets: tuple[Path, Path, Path]
     """``heldout.bin``, ``head.bin``, ``tail.bin``."""
+    seen: Path | None
+    """``seen/train.rec``: new photos of trained people under their training classes; None where none were wanted."""
     people: int
     images: int
     """Training images."""
@@ -55,6 +63,7 @@ def write_demo(
     seed: int,
     images_head: int = 60,
     images_tail: int = 5,
+    seen_images: int = 0,
     pairs: int = 6000,
     difficulty: float = 1.0,
     workers: int | None = None,
@@ -64,7 +73,8 @@ def write_demo(
 
     ``train.rec`` holds people 0..people-1, the class being the person's number: the first ``head`` with ``images_head``
     photos, the others with ``images_tail``. ``heldout.bin`` pairs photos of ``held_out`` further people, who are also
-    in ``heldout/train.rec``; ``head.bin`` and ``tail.bin`` pair photos of trained people that are not trained on.
+    in ``heldout/train.rec``; ``head.bin`` and ``tail.bin`` pair photos of trained people that are not trained on, and
+    ``seen/train.rec`` holds ``seen_images`` more of those, of every trained person, in none of the sets above.
 
     Args:
         out: folder, made where it is missing.
@@ -76,6 +86,7 @@ def write_demo(
         seed: names the population.
         images_head: training photos of a head person.
         images_tail: training photos of a tail person.
+        seen_images: photos of each trained person in ``seen/train.rec``; 0 writes none.
         pairs: pairs a set, a multiple of 20; half of them show one person. Small populations give fewer.
         difficulty: see :func:`facetrain.data.synthetic.render`.
         workers: rendering processes; None takes the cores there are.
@@ -90,18 +101,25 @@ def write_demo(
         raise InputError(f"held_out = {held_out} must be 2 or more; raise it")
     if not 1 <= min(images_head, images_tail) <= max(images_head, images_tail) <= UNSEEN:
         raise InputError(f"images_head = {images_head} and images_tail = {images_tail} must be in 1..{UNSEEN}")
+    if not 0 <= seen_images <= UNSEEN:
+        raise InputError(f"seen_images = {seen_images} must be in 0..{UNSEEN}")
     render(seed, 0, 0, size, difficulty)  # refuses a size or difficulty before anything is written
     check_room(out, overwrite)
+    if not overwrite and (out / SEEN / TRAIN).exists():
+        raise InputError(f"{out / SEEN / TRAIN} is there already: choose another folder, or replace it with --force")
     demo = Demo(
         train=out / TRAIN,
         held_out=out / HELD_OUT / TRAIN,
         pair_sets=(out / f"{HELD_OUT}.bin", out / "head.bin", out / "tail.bin"),
+        seen=out / SEEN / TRAIN if seen_images else None,
         people=people,
         images=head * images_head + (people - head) * images_tail,
     )
     train = [(person, tuple(range(images_head if person < head else images_tail))) for person in range(people)]
     test = [(person, tuple(range(held_out_images))) for person in range(people, people + held_out)]
-    _write(demo, train, test, [range(head), range(head, people)], pairs, (seed, size, difficulty), workers)
+    further = [(person, tuple(range(FURTHER, FURTHER + seen_images))) for person in range(people if seen_images else 0)]
+    groups = [range(head), range(head, people)]
+    _write(demo, train, test, further, groups, pairs, (seed, size, difficulty), workers)
     return demo
 
 
@@ -109,6 +127,7 @@ def _write(
     demo: Demo,
     train: Sequence[_Job],
     test: Sequence[_Job],
+    further: Sequence[_Job],
     groups: Sequence[range],
     pairs: int,
     settings: _Settings,
@@ -118,7 +137,7 @@ def _write(
     drawn = [_draw(test, pairs, settings[0])]
     drawn += [_draw(_unseen_photos(group, pairs), pairs, settings[0]) for group in groups]
     unseen = [_by_person(photos) for photos, _ in drawn[1:]]
-    total = sum(len(photos) for jobs in (train, test, *unseen) for _, photos in jobs)
+    total = sum(len(photos) for jobs in (train, test, further, *unseen) for _, photos in jobs)
     workers = default_workers(total) if workers is None else workers
     with progress("rendering", total) as advance:
 
@@ -128,6 +147,12 @@ def _write(
                 advance(len(images))
                 yield from (((person, photo), image) for photo, image in zip(photos, images, strict=True))
 
+        if demo.seen is None:
+            _remove_set(demo.train.parent / SEEN)
+        else:
+            with RecordWriter(demo.seen, settings[1], overwrite=True) as seen:
+                for (person, _), image in rendered(further):
+                    seen.write(person, image)
         needed = set(drawn[0][0])
         shown: dict[_Photo, bytes] = {}
         with (
@@ -145,6 +170,14 @@ def _write(
             if number:
                 shown = dict(rendered(unseen[number - 1]))
             write_bin(path, [shown[photo] for photo in photos], same)
+
+
+def _remove_set(folder: Path) -> None:
+    """Remove a set that an older demonstration left and this one does not write."""
+    for name in (TRAIN, "train.idx", "train.index.npy", "property"):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # not there, or the user keeps something in it
+        folder.rmdir()
 
 
 def _unseen_photos(people: Sequence[int], pairs: int) -> list[_Job]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facetrain.data.demo import UNSEEN, write_demo
+from facetrain.data.demo import FURTHER, UNSEEN, write_demo
 from facetrain.data.images import decode
 from facetrain.data.recordio import RecordFile
 from facetrain.data.synthetic import render
@@ -86,6 +86,32 @@ def test_replacing_leaves_nothing_of_a_packed_set(demo: Path, tmp_path: Path) ->
     assert found == {str(path.relative_to(demo)): path.read_bytes() for path in demo.rglob("*") if path.is_file()}
 
 
+def test_new_photos_of_trained_people_have_their_training_classes(demo: Path, tmp_path: Path) -> None:
+    report = write_demo(tmp_path, **SMALL, images_head=4, images_tail=2, seen_images=3, workers=1)
+    assert report.seen == tmp_path / "seen" / "train.rec"
+    seen = RecordFile(report.seen)
+    assert seen.labels.tolist() == [person for person in range(6) for _ in range(3)]
+    shown = decode(seen.encoded(3 * 4 + 2)).astype(float)
+    assert np.abs(shown - render(3, 4, FURTHER + 2, 24)).mean() < 12
+    photos = {bytes(seen.encoded(i)) for i in range(len(seen))}
+    assert len(photos) == len(seen)
+    for name in ("head", "tail"):
+        assert not photos & {bytes(image) for image in read_bin(tmp_path / f"{name}.bin").images}
+    train = RecordFile(report.train)
+    assert not photos & {bytes(train.encoded(i)) for i in range(len(train))}
+    # The rest of the set is what it is without them.
+    for name in ("train.rec", "heldout.bin", "head.bin", "tail.bin", "heldout/train.rec"):
+        assert (tmp_path / name).read_bytes() == (demo / name).read_bytes()
+    (tmp_path / "train.rec").unlink()
+    for name in ("property", "heldout.bin", "head.bin", "tail.bin", "heldout/train.rec", "heldout/train.idx"):
+        (tmp_path / name).unlink()
+    (tmp_path / "heldout" / "property").unlink()
+    with pytest.raises(InputError, match=r"seen/train\.rec is there already"):
+        write_demo(tmp_path, **SMALL, workers=1)
+    write_demo(tmp_path, **SMALL, images_head=4, images_tail=2, workers=1, overwrite=True)
+    assert not (tmp_path / "seen").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -95,6 +121,7 @@ def test_replacing_leaves_nothing_of_a_packed_set(demo: Path, tmp_path: Path) ->
         ({"difficulty": -1.0}, "difficulty = -1"),
         ({"pairs": 40, "held_out_images": 1}, "5 people with 5 photos give 0 pairs of one person"),
         ({"images_tail": 0}, "images_tail = 0"),
+        ({"seen_images": -1}, "seen_images = -1 must be in 0"),
         ({"images_head": UNSEEN + 1}, "images_head = 1000001 and .* must be in 1..1000000"),
     ],
 )
