@@ -1,4 +1,4 @@
-"""The LFW protocol on insightface's .bin files: ``python eval/lfw.py CHECKPOINT BIN...``, as ``facetrain eval lfw``."""
+"""The LFW protocol on .bin files or LFW's own list: ``python eval/lfw.py MODEL BIN...``, as ``facetrain eval lfw``."""
 
 import sys
 

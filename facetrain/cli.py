@@ -9,14 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from facetrain import __version__, cli_data, launch
+from facetrain import __version__, cli_data, cli_eval, launch
+from facetrain.cli_options import BatchSize, Checkpoint, Device, DeviceOption, Flip, Nproc, spread
 from facetrain.errors import InputError, RunError
 
 app = typer.Typer(
@@ -27,26 +28,8 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-eval_app = typer.Typer(
-    help="Score a trained model by a protocol of the field.", rich_markup_mode=None, no_args_is_help=True
-)
 app.add_typer(cli_data.app, name="data")
-app.add_typer(eval_app, name="eval")
-
-
-class Device(StrEnum):
-    """Where a network runs."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Rule(StrEnum):
-    """Which point of the ROC a false-positive rate picks."""
-
-    strict = "strict"
-    nearest = "nearest"
+app.add_typer(cli_eval.app, name="eval")
 
 
 class Format(StrEnum):
@@ -56,18 +39,30 @@ class Format(StrEnum):
     safetensors = "safetensors"
 
 
+class TableFormat(StrEnum):
+    """Forms of a comparison's table."""
+
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+    latex = "latex"
+
+
+class Columns(StrEnum):
+    """Columns of a comparison's table."""
+
+    all = "all"
+    table6 = "table6"
+
+
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="a recipe: a YAML file")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="keys of the recipe, for example optim.lr=0.1")
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE | KEY=VALUE]",
+        help="further .yaml recipes, laid over CONFIG in their order, and keys, for example optim.lr=0.1",
+    ),
 ]
-Nproc = Annotated[int | None, typer.Option(help="processes on this machine; left out: one per GPU, or 1 without GPUs")]
-Checkpoint = Annotated[
-    Path,
-    typer.Argument(metavar="CHECKPOINT", help="a run's folder, a checkpoint in it, or an exported .safetensors file"),
-]
-Flip = Annotated[bool, typer.Option("--flip/--no-flip", help="add the embedding of the mirrored image")]
-BatchSize = Annotated[int, typer.Option(min=1, help="images at once on each process")]
-DeviceOption = Annotated[Device, typer.Option(help="auto takes a GPU where there is one")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -102,7 +97,7 @@ def train(context: typer.Context, config: Config, overrides: Overrides = None, n
 
         preflight.check(resolved, ranks)
 
-    _spread(context, nproc, resolved.device, work, check)
+    spread(context, nproc, resolved.device, work, check)
 
 
 @app.command(name="config", epilog="Example: facetrain config configs/demo.yaml optim.lr=0.1 > mine.yaml")
@@ -116,7 +111,12 @@ def show_config(config: Config, overrides: Overrides = None) -> None:
 @app.command(epilog="Example: facetrain embed runs/demo photos/ embeddings.npz")
 def embed(
     context: typer.Context,
-    checkpoint: Checkpoint,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="a run's folder, a checkpoint in it, an exported .safetensors file, or an .onnx file"
+        ),
+    ],
     source: Annotated[
         Path,
         typer.Argument(metavar="SOURCE", help="a .rec file, a folder per person, or a text file with a path a line"),
@@ -137,7 +137,7 @@ def embed(
 
         with joined(device.value) as world:
             embedded = embed_to_npz(
-                checkpoint,
+                model,
                 source,
                 out,
                 world=world,
@@ -152,15 +152,34 @@ def embed(
                 typer.echo(f"{out}: {count:,} embeddings of {size} numbers{rest}")
         return 0
 
-    _spread(context, nproc, device.value, work)
+    spread(context, nproc, device.value, work)
 
 
-@app.command(epilog="Example: facetrain report runs/demo")
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, also a copied one")]) -> None:
-    """Write a run's report.html again, with pictures where the data that its recipe names are still there."""
-    from facetrain.evaluation.report import write_report
+@app.command(epilog="Example: facetrain report plain=runs/a leap=runs/b leap=ijbc_b.json --format latex")
+def report(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]PATH", help="runs' folders, also copied ones, and .json files of facetrain eval"
+        ),
+    ],
+    output: Annotated[Path | None, typer.Option(help="the .html page; left out: comparison.html, or none")] = None,
+    format: Annotated[TableFormat | None, typer.Option(help="print the table alone; no page without --output")] = None,
+    table: Annotated[Path | None, typer.Option(help="a file for the table: .md, .csv, .json or .tex")] = None,
+    columns: Annotated[Columns, typer.Option(help="of the table; table6: as LEAP's Table 6 has them")] = Columns.all,
+) -> None:
+    """Put runs and results side by side in one page; of one run alone, write its report.html again."""
+    only = Path(sources[0]) if len(sources) == 1 else None
+    if only is not None and only.is_dir() and not (output or format or table):
+        from facetrain.evaluation.report import write_report
 
-    typer.echo(write_report(run))
+        typer.echo(write_report(only))
+        return
+    from facetrain.evaluation.comparison import compare
+
+    compare(
+        sources, output=output, format=format.value if format else None, table=table, table6=columns is Columns.table6
+    )
 
 
 @app.command(epilog="Example: facetrain export runs/demo face.onnx")
@@ -177,52 +196,6 @@ def export(
     if exported.difference is not None and exported.largest:
         agreement = f", onnxruntime within {exported.difference / exported.largest:.1e} of PyTorch, relative"
     typer.echo(f"{exported.path}: {exported.size / 1e6:.1f} MB{agreement}")
-
-
-@eval_app.command(epilog="Example: facetrain eval lfw runs/demo lfw.bin cfp_fp.bin")
-def lfw(
-    context: typer.Context,
-    checkpoint: Checkpoint,
-    bins: Annotated[list[Path], typer.Argument(metavar="BIN", help="insightface .bin files")],
-    flip: Flip = True,
-    batch_size: BatchSize = 256,
-    rule: Annotated[
-        Rule, typer.Option(help="strict: never more than that FPR; nearest: as some papers do")
-    ] = Rule.strict,
-    output: Annotated[Path | None, typer.Option(help="a .json file for the numbers")] = None,
-    device: DeviceOption = Device.auto,
-    nproc: Nproc = None,
-) -> None:
-    """Verification on pair sets: 10-fold accuracy and TPR@FPR."""
-
-    def work() -> int:
-        from facetrain.distributed import joined
-        from facetrain.evaluation.lfw import run_lfw
-
-        with joined(device.value) as world:
-            run_lfw(checkpoint, bins, flip=flip, batch_size=batch_size, rule=rule.value, output=output, world=world)
-        return 0
-
-    _spread(context, nproc, device.value, work)
-
-
-def _spread(
-    context: typer.Context,
-    nproc: int | None,
-    device: str,
-    work: Callable[[], int],
-    check: Callable[[int], None] = lambda ranks: None,
-) -> None:
-    """Do ``work`` in this process, or run the user's own words (``context.obj``) in several; ends with its code."""
-    if launch.under_torchrun():
-        if nproc is not None and not launch.under_our_launcher():
-            raise InputError(f"--nproc {nproc}: {os.environ['WORLD_SIZE']} processes run already; leave --nproc out")
-        raise SystemExit(work())
-    count = launch.workers(nproc, device)
-    if count == 1:
-        raise SystemExit(work())
-    check(count)
-    raise SystemExit(launch.run(context.obj, count))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

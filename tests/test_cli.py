@@ -202,6 +202,19 @@ def test_config_prints_what_reads_back(here, capfd):
     assert load("again.yaml").optim.lr == 5e-4
 
 
+def test_recipes_are_laid_over_one_another(here, capfd):
+    (here / "slow.yaml").write_text("extends: r.yaml\noptim: {lr: 0.01}\n")
+    (here / "long.yml").write_text("train: {epochs: 9}\n")
+    assert cli.main(["config", "r.yaml", "slow.yaml", "long.yml", "optim.momentum=0.5"]) == 0
+    (here / "again.yaml").write_text(capfd.readouterr().out)
+    words = ["optim.lr=0.01", "train.epochs=9", "optim.momentum=0.5"]
+    assert load("again.yaml") == load("r.yaml", words)
+    (here / "long.yml").write_text("train:\n  epoch: 9\n")
+    for command in ("config", "train"):
+        said = refused(capfd, command, "r.yaml", "long.yml")
+        assert said == "long.yml:2: train.epoch = 9: unknown key; did you mean train.epochs?\n"
+
+
 def test_workers_are_told_the_users_own_words(here, monkeypatch):
     told: list[tuple[list[str], int]] = []
     monkeypatch.setattr(launch, "run", lambda words, nproc: told.append((words, nproc)) or 7)

@@ -114,6 +114,7 @@ def embed_blocks(
     world: World | None = None,
     progress: Progress | None = None,
     block: int = BLOCK,
+    start: int = 0,
 ) -> Generator[NDArray[np.float32], None, None]:
     """Embeddings in blocks of rows in order, so that no rank ever holds all N of them; each rank embeds its share.
 
@@ -124,6 +125,7 @@ def embed_blocks(
     Args:
         unreadable: takes the images that cannot be read, in order and the same on every rank; their rows are NaN.
         block: about how many rows a block has; rounded to full batches of every rank.
+        start: the first image to embed; those before it are left out.
 
     Yields:
         (n, D) float32, the same on every rank.
@@ -133,13 +135,15 @@ def embed_blocks(
     if total == 0:
         raise InputError("there are no images to embed")
     length = max(1, block // (batch_size * world.size)) * batch_size * world.size
+    blocks = [range(first, min(first + length, total)) for first in range(start, total, length)]
+    shares = [whole[own.start : own.stop] for whole in blocks for own in [world.rows_of(len(whole))]]
     with _Decoders(images, input_size, batch_size, world) as decoders:
-        for start in range(0, total, length):
-            count = min(length, total - start)
-            own = world.rows_of(count)
+        batches = decoders.batches(shares)
+        for whole, share in zip(blocks, shares, strict=True):
+            count = len(whole)
             parts, failures, done = [], [], 0
             with evaluating(backbone):
-                for pixels, failed in decoders.batches(range(start + own.start, start + own.stop)):
+                for pixels, failed in itertools.islice(batches, -(-len(share) // batch_size)):
                     rows = _forward(backbone, pixels.to(world.device, non_blocking=True), flip)
                     rows[[position for position, _ in failed]] = torch.nan
                     parts.append(rows)
@@ -181,11 +185,15 @@ class _Decoders:
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    def batches(self, rows: range) -> Iterator[tuple[Tensor, _Failed]]:
-        """((n, size, size, 3) uint8, failures) in order; the next batch is decoded while the caller uses this one."""
+    def batches(self, shares: Sequence[range]) -> Iterator[tuple[Tensor, _Failed]]:
+        """((n, size, size, 3) uint8, failures) of each share in order, no batch of two shares.
+
+        The next batch is decoded while the caller uses this one, also from one share to the next.
+        """
+        cut = (rows[i : i + self.batch_size] for rows in shares for i in range(0, len(rows), self.batch_size))
         ahead: tuple[Tensor, list[Future[_Failed]]] | None = None
-        for i in range(0, len(rows) + self.batch_size, self.batch_size):
-            current, ahead = ahead, self._begin(rows[i : i + self.batch_size])
+        for batch in itertools.chain(cut, [None]):
+            current, ahead = ahead, None if batch is None else self._begin(batch)
             if current:
                 yield current[0], [failed for part in current[1] for failed in part.result()]
 

@@ -18,6 +18,7 @@ from facetrain.data.encoded import Encoded
 from facetrain.distributed import World
 from facetrain.errors import InputError
 from facetrain.evaluation.extract import BLOCK, Unreadable, embed_blocks, refuse, shown_progress
+from facetrain.evaluation.network import open_network
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Embedded:
 
 
 def embed_to_npz(
-    checkpoint: Path,
+    model: Path,
     source: Path,
     out: Path,
     *,
@@ -42,12 +43,13 @@ def embed_to_npz(
     """Embed a .rec, a folder per person or a text list of paths, and write OUT.npz on rank 0, whole or not at all.
 
     The file holds ``embeddings`` (N, D) float32, ``labels`` (N,) int64 (-1 where the source has none), ``names`` (N,)
-    str (path, or record), ``unreadable`` (numbers of images whose rows are NaN), ``model`` (SHA-256 of the backbone),
+    str (path, or record), ``unreadable`` (numbers of images whose rows are NaN), ``model`` (its SHA-256),
     ``flip`` and ``normalised``. Rows are sums over the two mirror images as the backbone gives them, because their
     length tells an image's quality; ``normalise`` scales them to length 1. They are never in memory as a whole. Rank 0
     shows a progress line.
 
-    Photos of a folder or a list are treated as :class:`facetrain.data.dataset.PhotoFiles` says.
+    ``model`` is whatever :func:`facetrain.evaluation.network.open_network` opens. Photos of a folder or a list are
+    treated as :class:`facetrain.data.dataset.PhotoFiles` says.
 
     Returns:
         The shape, and the images that could not be read (``skip_unreadable``); the same on every rank.
@@ -56,23 +58,21 @@ def embed_to_npz(
         InputError: a path is unusable, or images are unreadable and not to be skipped, or all of them are; the same on
             every rank.
     """
-    from facetrain.checkpoint import fingerprint, load_backbone
     from facetrain.data.dataset import listed_images, open_images
 
     world = world or World()
     if out.suffix != ".npz" or not out.parent.is_dir():
         raise InputError(f"output {out} must be an .npz file in a folder that exists")
     images = listed_images(source) if source.is_file() and source.suffix != ".rec" else open_images(source)
-    backbone, model = load_backbone(checkpoint)
+    network = open_network(model, world.device)
     unreadable: list[Unreadable] = []
     about = {"flip": np.array(flip), "normalised": np.array(normalise), "labels": images.labels}
-    if world.rank == 0:
-        about["model"] = np.array(fingerprint(checkpoint))
+    about["model"] = np.array(network.fingerprint)
     with ExitStack() as stack:
         blocks = embed_blocks(
-            backbone.to(world.device),
+            network.backbone,
             images,
-            input_size=model.input_size,
+            input_size=network.input_size,
             unreadable=unreadable,
             batch_size=batch_size,
             flip=flip,
@@ -81,8 +81,8 @@ def embed_to_npz(
         )
         stack.enter_context(closing(blocks))
         rows = map(_unit, blocks) if normalise else blocks
-        _write(out, rows, images, unreadable, skip_unreadable, about, world)
-    return Embedded((len(images), model.embedding_size), unreadable)
+        size = _write(out, rows, images, unreadable, skip_unreadable, about, world)
+    return Embedded((len(images), size), unreadable)
 
 
 def _write(
@@ -93,8 +93,10 @@ def _write(
     skip_unreadable: bool,
     about: dict[str, NDArray],
     world: World,
-) -> None:
+) -> int:
     """Rank 0 writes what all ranks compute; where it cannot, InputError on every rank, as soon as it is known.
+
+    Returns the embedding size.
 
     Args:
         unreadable: filled by ``blocks``, so complete when they are through.
@@ -119,6 +121,7 @@ def _write(
         pass
     for failure in world.broadcast_object(problem):
         raise InputError(failure)
+    return int(first.shape[1])
 
 
 def _until(problem: list[str], blocks: Iterable[NDArray], world: World) -> Iterator[NDArray]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,8 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 from facetrain.atomic import result_file
 from facetrain.data.encoded import Encoded
 from facetrain.errors import InputError
+from facetrain.evaluation.facex_zoo import facex_zoo_accuracy
 from facetrain.evaluation.scores import FEW, FPRS, Cell, Folds, Rule, fpr_text, ten_fold_accuracy, tpr_at_fpr
 from facetrain.evaluation.unpickle import Array, load
+
+Protocol = Literal["insightface", "facex-zoo"]
+"""Whose way of judging the ten folds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +86,7 @@ class Verification:
     same: NDArray[np.bool_]
     flip: bool
     rule: Rule
+    by: Protocol = "insightface"
 
     @property
     def accuracy(self) -> float:
@@ -90,7 +95,7 @@ class Verification:
 
     @property
     def accuracy_std(self) -> float:
-        """Population standard deviation of the folds' accuracies."""
+        """Population standard deviation of the folds' accuracies; FaceX-Zoo's way: the standard error of their mean."""
         return self.folds.std
 
     @property
@@ -144,9 +149,15 @@ class Verification:
 
 
 def verify(
-    embeddings: NDArray, same: ArrayLike, *, flip: bool = True, fprs: Sequence[float] = FPRS, rule: Rule = "strict"
+    embeddings: NDArray,
+    same: ArrayLike,
+    *,
+    flip: bool = True,
+    fprs: Sequence[float] = FPRS,
+    rule: Rule = "strict",
+    by: Protocol = "insightface",
 ) -> Verification:
-    """Score a pair set from its embeddings, as insightface's verification does.
+    """Score a pair set from its embeddings, as insightface's verification or FaceX-Zoo's does.
 
     Args:
         embeddings: (2N, D) real, not normalised; pair i is rows 2i and 2i + 1. The mirror images' are added already.
@@ -154,6 +165,8 @@ def verify(
         flip: whether they were added; only noted in the result.
         fprs: rates of the table.
         rule: how a rate picks its point, see :func:`facetrain.evaluation.scores.tpr_at_fpr`.
+        by: how the accuracy is judged, see :func:`facetrain.evaluation.scores.ten_fold_accuracy` and
+            :func:`facetrain.evaluation.facex_zoo.facex_zoo_accuracy`.
 
     Raises:
         InputError: sizes do not fit, an embedding is not finite, or a kind of pairs is missing.
@@ -168,8 +181,11 @@ def verify(
     first, second = rows[0::2], rows[1::2]
     scores = np.einsum("nd,nd->n", first, second)
     cells = tpr_at_fpr(scores, labels, fprs, rule)
-    folds = ten_fold_accuracy(np.square(first - second).sum(axis=1), labels)
-    return Verification(folds, tuple(cells), scores, labels.astype(np.bool_), flip, rule)
+    if by == "facex-zoo":
+        folds = facex_zoo_accuracy(scores, labels)
+    else:
+        folds = ten_fold_accuracy(np.square(first - second).sum(axis=1), labels)
+    return Verification(folds, tuple(cells), scores, labels.astype(np.bool_), flip, rule, by)
 
 
 def read_verification(path: Path) -> Verification:

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from facetrain.evaluation.inline_svg import BAND as _BAND
+from facetrain.evaluation.inline_svg import SERIES as _SERIES
+from facetrain.evaluation.inline_svg import TEXT as _TEXT
+from facetrain.evaluation.inline_svg import averaged as _averaged
+from facetrain.evaluation.inline_svg import figure as _figure
+from facetrain.evaluation.inline_svg import svg as _svg
 from facetrain.evaluation.pairs import Verification
 from facetrain.evaluation.scores import FEW, fpr_text, roc
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Stand-ins that matplotlib draws with; each is replaced by what the page defines.
-_TEXT, _LINE, _BAND = "#010101", "#020202", "#030303"
-_SERIES = tuple(f"#0400{number:02x}" for number in range(6))
-_COLOURS = {_TEXT: "currentColor", _LINE: "var(--line)", _BAND: "var(--band)"} | {
-    stand_in: f"var(--series-{number})" for number, stand_in in enumerate(_SERIES)
-}
-_MOST_POINTS = 600
 _ROOM = 1.3  # height of a histogram's axes over what is drawn: the legend's two lines stand above it
 
 
@@ -77,22 +70,6 @@ def curves(title: str, series: Sequence[tuple[str, ArrayLike, ArrayLike]], ylabe
     return _svg(figure, title)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure((width, height), layout="constrained")
-    axes = figure.add_subplot()
-    figure.patch.set_visible(False)
-    axes.patch.set_visible(False)
-    axes.grid(color=_LINE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_LINE)
-    axes.tick_params(color=_LINE, labelcolor=_TEXT, labelsize=9)
-    return figure, axes
-
-
 def _none() -> Any:
     from matplotlib.ticker import NullLocator
 
@@ -103,41 +80,6 @@ def _colour(number: int) -> str:
     return _SERIES[number % len(_SERIES)]
 
 
-def _svg(figure: Figure, salt: str) -> str:
-    """The figure as an <svg> element that needs nothing from outside and shares no id with another one."""
-    from matplotlib import rc_context
-
-    (axes,) = figure.axes
-    for text in (axes.title, axes.xaxis.label, axes.yaxis.label, *(legend_texts(axes))):
-        text.set_color(_TEXT)
-        text.set_fontsize(9.5)
-    buffer = io.StringIO()
-    about = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "path.simplify_threshold": 0.3}):
-        figure.savefig(buffer, format="svg", metadata=about)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # HTML knows the namespace; nothing here may look like a link
-    svg = svg.replace("xlink:href", "href")
-    used = set(re.findall(r"#([\w-]+)", svg))
-    svg = re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in used else "", svg)
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]+")[^>]*>', rf'<svg role="img" aria-label="{_plain(salt)}" \1>', svg)
-    for stand_in, colour in _COLOURS.items():
-        svg = svg.replace(stand_in, colour)
-    return svg
-
-
-def legend_texts(axes: Axes) -> list[Any]:
-    """The texts of the legend, if there is one."""
-    legend = axes.get_legend()
-    return list(legend.get_texts()) if legend else []
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^\w .-]", "_", text).replace("\\", "_")
-
-
 def _thinned(x: NDArray, y: NDArray, lowest: float) -> tuple[NDArray, NDArray]:
     """ROC points a reader can tell apart; the part below ``lowest`` is drawn at the left edge."""
     start = max(0, int(np.searchsorted(x, lowest, side="right")) - 1)
@@ -146,12 +88,3 @@ def _thinned(x: NDArray, y: NDArray, lowest: float) -> tuple[NDArray, NDArray]:
     keep = np.ones(len(x), bool)
     keep[1:-1] = (np.diff(column)[1:] != 0) | (np.diff(row)[1:] != 0) | (np.diff(column)[:-1] != 0)
     return x[keep], y[keep]
-
-
-def _averaged(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    good = np.isfinite(y)
-    x, y = x[good], y[good]
-    if len(x) <= _MOST_POINTS:
-        return x, y
-    parts = np.array_split(np.arange(len(x)), _MOST_POINTS)
-    return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])

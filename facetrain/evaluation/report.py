@@ -18,6 +18,7 @@ from facetrain.data.encoded import Encoded
 from facetrain.data.images import encode_jpeg
 from facetrain.errors import InputError
 from facetrain.evaluation import plots
+from facetrain.evaluation.leap_view import leap_section
 from facetrain.evaluation.pairs import PairSet, Verification
 from facetrain.evaluation.rundir import Run, read_run, recorded_images, recorded_sets
 from facetrain.evaluation.scores import FEW, fpr_text
@@ -74,6 +75,7 @@ def write_report(
             _set(name, result, next((one for one in sets if one.name == name), None)) for name, result in run.results
         ],
         curves=_curves(run),
+        leap=leap_section(run),
         people=_people(images) if images is not None else [],
         duration=_duration(run.seconds),
         commit=_short(str(run.versions.get("commit", ""))),

@@ -69,19 +69,26 @@ def fpr_text(fpr: float) -> str:
     return f"1e{int(exponent)}" if float(mantissa) == 1 and int(exponent) < 0 else f"{fpr:g}"
 
 
-def _checked(scores: ArrayLike, same: ArrayLike, what: str) -> tuple[NDArray, NDArray[np.bool_]]:
-    values, labels = np.asarray(scores), np.asarray(same)
-    if values.ndim != 1 or values.shape != labels.shape:
-        raise InputError(f"{what} {values.shape} and same {labels.shape} must be two lists of one length")
-    if values.dtype.kind not in "fiu":
-        raise InputError(f"{what} must be real numbers, not {values.dtype}")
-    finite = np.isfinite(values)
+def _real(values: ArrayLike, what: str) -> NDArray:
+    """A list of scores as an array, finite and real."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{what} must be real numbers, not {array.dtype}")
+    finite = np.isfinite(array)
     if not finite.all():
         first = int(np.argmin(finite))
         raise InputError(
-            f"{what} hold {int((~finite).sum())} values of {len(values)} that are not finite, the first "
-            f"{values[first]} at pair {first}; look for embeddings that are NaN or infinite"
+            f"{what} hold {int((~finite).sum())} values of {len(array)} that are not finite, the first "
+            f"{array[first]} at pair {first}; look for embeddings that are NaN or infinite"
         )
+    return array
+
+
+def _checked(scores: ArrayLike, same: ArrayLike, what: str) -> tuple[NDArray, NDArray[np.bool_]]:
+    shapes, labels = np.shape(scores), np.asarray(same)
+    if len(shapes) != 1 or shapes != labels.shape:
+        raise InputError(f"{what} {shapes} and same {labels.shape} must be two lists of one length")
+    values = _real(scores, what)
     if labels.dtype != np.bool_:
         if not np.isin(labels, (0, 1)).all():
             raise InputError("same must hold true or false (1 or 0) for every pair")
@@ -91,6 +98,13 @@ def _checked(scores: ArrayLike, same: ArrayLike, what: str) -> tuple[NDArray, ND
         kind = "same-person" if genuine else "different-person"
         raise InputError(f"same: all {len(labels)} pairs are {kind} pairs; both kinds are needed")
     return values, labels
+
+
+def check_rates(fprs: Sequence[float]) -> None:
+    """InputError where a rate lies outside (0, 1]."""
+    for fpr in fprs:
+        if not 0 < fpr <= 1:
+            raise InputError(f"fprs: {fpr:g} must lie in (0, 1]")
 
 
 def roc(scores: ArrayLike, same: ArrayLike, *, drop_collinear: bool = True) -> Roc:
@@ -116,12 +130,17 @@ def _roc(values: NDArray, labels: NDArray[np.bool_], drop_collinear: bool) -> Ro
     tps = np.cumsum(labels[order], dtype=np.int64)[last]
     fps = last + 1 - tps
     thresholds = falling[last].astype(np.float64)
-    if drop_collinear and len(last) > 2:
+    return _points(fps, tps, thresholds, (int(fps[-1]), int(tps[-1])), drop_collinear)
+
+
+def _points(fps: NDArray, tps: NDArray, thresholds: NDArray, totals: tuple[int, int], drop_collinear: bool) -> Roc:
+    """The ROC from impostor and genuine pairs accepted at falling thresholds, of ``totals`` of them."""
+    if drop_collinear and len(fps) > 2:
         corner = (np.diff(fps, 2) != 0) | (np.diff(tps, 2) != 0)
         keep = np.concatenate(([True], corner, [True]))
         tps, fps, thresholds = tps[keep], fps[keep], thresholds[keep]
     tps, fps = np.append(0, tps), np.append(0, fps)
-    return Roc(fps / fps[-1], tps / tps[-1], np.append(np.inf, thresholds), fps)
+    return Roc(fps / totals[0], tps / totals[1], np.append(np.inf, thresholds), fps)
 
 
 def tpr_at_fpr(scores: ArrayLike, same: ArrayLike, fprs: Sequence[float] = FPRS, rule: Rule = "strict") -> list[Cell]:
@@ -139,26 +158,109 @@ def tpr_at_fpr(scores: ArrayLike, same: ArrayLike, fprs: Sequence[float] = FPRS,
         InputError: as :func:`roc`; or a rate outside (0, 1].
     """
     values, labels = _checked(scores, same, "scores")
-    for fpr in fprs:
-        if not 0 < fpr <= 1:
-            raise InputError(f"fprs: {fpr:g} must lie in (0, 1]")
+    check_rates(fprs)
     points = _roc(values, labels, drop_collinear=rule == "nearest")
-    cells = []
-    for fpr in fprs:
-        if rule == "strict":
-            at = int(np.searchsorted(points.fpr, fpr, side="right")) - 1
-        else:
-            away = np.abs(points.fpr - fpr)
-            at = len(away) - 1 - int(np.argmin(away[::-1]))
-        cells.append(
-            Cell(
-                float(fpr),
-                float(points.tpr[at]),
-                float(points.thresholds[at]),
-                int(points.false_positives[at]),
-            )
-        )
-    return cells
+    return [cell_of(points, point_at(points, fpr, rule), fpr) for fpr in fprs]
+
+
+def point_at(points: Roc, fpr: float, rule: Rule) -> int:
+    """Which point of a ROC a rate picks; see :func:`tpr_at_fpr`."""
+    if rule == "strict":
+        return int(np.searchsorted(points.fpr, fpr, side="right")) - 1
+    away = np.abs(points.fpr - fpr)
+    return len(away) - 1 - int(np.argmin(away[::-1]))
+
+
+def cell_of(points: Roc, at: int, fpr: float) -> Cell:
+    """Point ``at`` of a ROC as the cell of an asked rate."""
+    return Cell(float(fpr), float(points.tpr[at]), float(points.thresholds[at]), int(points.false_positives[at]))
+
+
+def deciding_impostors(impostors: int, fprs: Sequence[float], rule: Rule = "strict") -> int:
+    """How many of the largest of ``impostors`` scores :func:`tpr_at_fpr_split` needs to see; the others never decide.
+
+    The strict rule looks one score beyond the rate, the nearest beyond twice the rate: there (0, 0) is as near.
+    """
+    reach = 2 if rule == "nearest" else 1
+    return min(impostors, int(reach * max(fprs, default=0) * impostors) + 3)
+
+
+def tpr_at_fpr_split(
+    genuine: ArrayLike,
+    impostor: ArrayLike,
+    fprs: Sequence[float] = FPRS,
+    rule: Rule = "strict",
+    impostors: int | None = None,
+) -> list[Cell]:
+    """What :func:`tpr_at_fpr` gives, for tens of millions of scores: impostors are partitioned instead of sorted.
+
+    Args:
+        genuine: (G,) real, the scores of all same-person pairs.
+        impostor: (M,) real, those of all different-person pairs; or the largest of them, see ``impostors``.
+        fprs: rates in (0, 1].
+        rule: see :func:`tpr_at_fpr`.
+        impostors: how many impostor scores there are in all, where ``impostor`` is at least the
+            :func:`deciding_impostors` largest of them; None: ``impostor`` is all of them.
+
+    Raises:
+        InputError: a score is not finite, a kind is missing, a rate lies outside (0, 1], or too few impostor scores.
+    """
+    for name, shape in (("genuine", np.shape(genuine)), ("impostor", np.shape(impostor))):
+        if len(shape) != 1 or not shape[0]:
+            raise InputError(f"{name} {shape} must be a list of at least one score")
+    own, others = _real(genuine, "genuine"), _real(impostor, "impostor")
+    check_rates(fprs)
+    total = len(others) if impostors is None else impostors
+    needed = deciding_impostors(total, fprs, rule)
+    if not needed <= len(others) <= total:
+        raise InputError(f"impostor: {len(others)} scores of {total}; the rates need the {needed} largest")
+    own = np.sort(own)
+    if rule == "nearest":
+        points = _top_roc(own, _largest(others, needed), total)
+        return [cell_of(points, point_at(points, fpr, rule), fpr) for fpr in fprs]
+    cells: dict[float, Cell] = {}
+    for fpr in sorted(set(fprs), reverse=True):  # each rate looks only at what the next larger one has left
+        allowed = _allowed(fpr, total)
+        others = _largest(others, allowed + 1)
+        refused = others.min() if allowed < total else None
+        above = others if refused is None else others[others > refused]
+        cells[fpr] = _strict_cell(fpr, own, above, refused)
+    return [cells[fpr] for fpr in fprs]
+
+
+def _largest(scores: NDArray, count: int) -> NDArray:
+    """The ``count`` largest, in no order."""
+    return scores if count >= len(scores) else np.partition(scores, len(scores) - count)[-count:]
+
+
+def _allowed(fpr: float, total: int) -> int:
+    """The most impostors of ``total`` whose share, as a float64, does not exceed ``fpr``."""
+    count = min(total, int(fpr * total) + 1)
+    return next(fewer for fewer in range(count, -1, -1) if fewer / total <= fpr)
+
+
+def _strict_cell(fpr: float, genuine: NDArray, above: NDArray, refused: float | None) -> Cell:
+    """The cell of the lowest threshold above ``refused``; None: of the lowest of all. ``genuine`` is rising."""
+    first = 0 if refused is None else int(np.searchsorted(genuine, refused, side="right"))
+    accepted = [float(scores.min()) for scores in (genuine[first:], above) if len(scores)]
+    share = (len(genuine) - first) / len(genuine)
+    return Cell(float(fpr), share, min(accepted, default=float("inf")), len(above))
+
+
+def _top_roc(genuine: NDArray, top: NDArray, total: int) -> Roc:
+    """The ROC down to the lowest of ``top``, the largest of ``total`` impostor scores; ``genuine`` is rising.
+
+    Its last points may be off, as what follows them is not known; no cell is decided there.
+    """
+    whole = len(top) == total
+    seen = genuine if whole else genuine[np.searchsorted(genuine, top.min()) :]
+    both = np.sort(np.concatenate((top, seen)))
+    first = np.flatnonzero(np.append(True, both[1:] != both[:-1]))  # first of each run of equal scores
+    values = both[first]
+    at = np.bincount(np.searchsorted(values, seen.astype(both.dtype)), minlength=len(values))
+    tps = np.cumsum(at[::-1])
+    fps = (len(both) - first)[::-1] - tps
+    return _points(fps, tps, values[::-1].astype(np.float64), (total, len(genuine)), drop_collinear=True)
 
 
 def ten_fold_accuracy(distances: ArrayLike, same: ArrayLike) -> Folds:

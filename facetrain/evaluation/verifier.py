@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from facetrain.distributed import World
 from facetrain.errors import InputError
 from facetrain.evaluation.extract import Progress, embed
-from facetrain.evaluation.pairs import DistinctImages, PairSet, Verification, names_apart, read_bin, verify
+from facetrain.evaluation.pairs import DistinctImages, PairSet, Protocol, Verification, names_apart, read_bin, verify
 from facetrain.evaluation.scores import Rule
 
 
@@ -62,8 +64,16 @@ class Verifier:
                 world=world,
                 progress=progress,
             )
-            try:
-                results.append((one.name, verify(rows[distinct.row], one.same, flip=self.flip, rule=self.rule)))
-            except InputError as error:
-                raise InputError(f"pair set {one.name}: {error}") from None
+            found = verify_set(one.name, rows[distinct.row], one.same, flip=self.flip, rule=self.rule)
+            results.append((one.name, found))
         return results
+
+
+def verify_set(
+    name: str, rows: NDArray, same: NDArray[np.bool_], *, flip: bool, rule: Rule, by: Protocol = "insightface"
+) -> Verification:
+    """:func:`facetrain.evaluation.pairs.verify` of a named set, whose name then stands in the error."""
+    try:
+        return verify(rows, same, flip=flip, rule=rule, by=by)
+    except InputError as error:
+        raise InputError(f"pair set {name}: {error}") from None

@@ -8,20 +8,16 @@ import numpy as np
 import pytest
 from embedding_toys import SIZE, Photos, Toy, expected, on_ranks
 
-from facetrain.config import ModelConfig
 from facetrain.errors import InputError
 from facetrain.evaluation import npz
 from facetrain.evaluation.extract import embed_blocks
+from facetrain.evaluation.network import Network
 from facetrain.evaluation.npz import Embedded, embed_to_npz
 
 
 @pytest.fixture
 def _toy_checkpoint(monkeypatch):
-    import facetrain.checkpoint
-
-    config = ModelConfig(input_size=SIZE, embedding_size=5)
-    monkeypatch.setattr(facetrain.checkpoint, "load_backbone", lambda path: (Toy().eval(), config))
-    monkeypatch.setattr(facetrain.checkpoint, "fingerprint", lambda path: "abc")
+    monkeypatch.setattr(npz, "open_network", lambda path, device: Network(Toy().eval(), SIZE, "abc", "abc"))
 
 
 @pytest.mark.usefixtures("_toy_checkpoint")

@@ -12,7 +12,14 @@ from sklearn.metrics import roc_curve
 from sklearn.model_selection import KFold
 
 from facetrain.errors import InputError
-from facetrain.evaluation.scores import fpr_text, roc, ten_fold_accuracy, tpr_at_fpr
+from facetrain.evaluation.scores import (
+    deciding_impostors,
+    fpr_text,
+    roc,
+    ten_fold_accuracy,
+    tpr_at_fpr,
+    tpr_at_fpr_split,
+)
 
 
 @st.composite
@@ -76,6 +83,98 @@ def test_tied_impostors_are_accepted_together_or_not_at_all():
     same = np.array([True, True, False, False, False, False])
     (cell,) = tpr_at_fpr(scores, same, [0.5])
     assert (cell.tpr, cell.impostors, cell.threshold) == (0.5, 0, 0.9)
+
+
+@st.composite
+def split_scores(draw, most=60):
+    """(genuine, impostor, fprs): numbers from a seed, which costs less than drawing each; ties from few levels."""
+    rng = np.random.default_rng(draw(st.integers(0, 10**12)))
+    levels = draw(st.sampled_from([1, 3, 10, 50, 10**6]))
+    genuine, impostor = (
+        (rng.integers(-levels, levels + 1, rng.integers(1, most)) / levels).astype(
+            np.float32 if levels == 10 else np.float64
+        )
+        for _ in "gi"
+    )
+    exact = rng.integers(1, len(impostor) + 1) / len(impostor)  # a rate that some number of impostors has
+    return genuine, impostor, [exact, *rng.uniform(1e-6, 1, 2)]
+
+
+def _check_split(split, rule):
+    genuine, impostor, fprs = split
+    scores, same = np.concatenate((genuine, impostor)), np.arange(len(genuine) + len(impostor)) < len(genuine)
+    expected = tpr_at_fpr(scores, same, fprs, rule)
+    assert tpr_at_fpr_split(genuine, impostor, fprs, rule) == expected
+    needed = deciding_impostors(len(impostor), fprs, rule)
+    top = np.sort(impostor)[len(impostor) - needed :]
+    assert tpr_at_fpr_split(genuine, top, fprs, rule, len(impostor)) == expected
+
+
+@given(split_scores(), st.sampled_from(["strict", "nearest"]))
+@settings(deadline=None, max_examples=1000)
+def test_split_gives_the_same_cells(split, rule):
+    _check_split(split, rule)
+
+
+@pytest.mark.slow
+@given(split_scores(), st.sampled_from(["strict", "nearest"]))
+@settings(deadline=None, max_examples=10_000)
+def test_split_gives_the_same_cells_ten_thousand_times(split, rule):
+    _check_split(split, rule)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
+@pytest.mark.parametrize("rule", ["strict", "nearest"])
+def test_split_equals_scikit_learn_on_many_scores(rule, dtype):
+    rng = np.random.default_rng(0)
+    impostor = (rng.normal(0, 1, 200_000) * (1000 if dtype == np.int16 else 0.1)).astype(dtype)
+    genuine = (rng.normal(3, 1, 2000) * (1000 if dtype == np.int16 else 0.1)).astype(dtype)
+    fprs = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6]
+    cells = tpr_at_fpr_split(genuine, impostor, fprs, rule)
+    same = np.arange(202_000) < 2000
+    fpr, tpr, thresholds = roc_curve(same, np.concatenate((genuine, impostor)), drop_intermediate=rule == "nearest")
+    for cell, asked in zip(cells, fprs, strict=True):
+        if rule == "strict":
+            at = np.flatnonzero(fpr <= asked)[-1]
+        else:
+            at = max(range(len(fpr)), key=lambda i: (-abs(fpr[i] - asked), fpr[i], tpr[i]))
+        assert (cell.tpr, cell.impostors / 200_000) == (tpr[at], fpr[at])
+        assert cell.threshold == thresholds[at]
+    assert (np.diff([cell.impostors for cell in cells]) <= 0).all()
+
+
+def test_split_leaves_its_inputs_alone_and_keeps_their_order_of_rates():
+    genuine, impostor = np.array([0.9, 0.1, 0.5]), np.array([0.3, 0.8, -0.2, 0.4])
+    before = genuine.copy(), impostor.copy()
+    cells = tpr_at_fpr_split(genuine, impostor, [0.25, 1, 0.5, 0.25])
+    assert [cell.fpr for cell in cells] == [0.25, 1, 0.5, 0.25]
+    assert [cell.impostors for cell in cells] == [1, 4, 2, 1]
+    assert [cell.threshold for cell in cells] == [0.5, -0.2, 0.4, 0.5]
+    np.testing.assert_array_equal(genuine, before[0])
+    np.testing.assert_array_equal(impostor, before[1])
+
+
+@pytest.mark.parametrize("rule", ["strict", "nearest"])
+def test_what_split_cannot_score_is_named(rule):
+    good = np.linspace(0, 1, 20)
+    bad = np.where(np.isin(np.arange(20), (3, 5)), np.nan, good)
+    with pytest.raises(InputError, match="genuine hold 2 values of 20 that are not finite, the first nan at pair 3"):
+        tpr_at_fpr_split(bad, good, rule=rule)
+    with pytest.raises(InputError, match="impostor hold 2 values"):
+        tpr_at_fpr_split(good, bad, rule=rule)
+    for name, scores in (("genuine", ([], good)), ("impostor", (good, []))):
+        with pytest.raises(InputError, match=rf"{name} \(0,\) must be a list of at least one score"):
+            tpr_at_fpr_split(*scores, rule=rule)
+    with pytest.raises(InputError, match=r"genuine \(1, 20\) must be a list"):
+        tpr_at_fpr_split(good[None], good, rule=rule)
+    with pytest.raises(InputError, match="genuine must be real numbers, not <U1"):
+        tpr_at_fpr_split(["x"], good, rule=rule)
+    with pytest.raises(InputError, match=r"fprs: 2 must lie in \(0, 1\]"):
+        tpr_at_fpr_split(good, good, [0.1, 2], rule)
+    with pytest.raises(InputError, match=r"impostor: 20 scores of 1000; the rates need the (103|203) largest"):
+        tpr_at_fpr_split(good, good, [0.1, 0.05], rule, 1000)
+    with pytest.raises(InputError, match="impostor: 20 scores of 19;"):
+        tpr_at_fpr_split(good, good, [0.1], rule, 19)
 
 
 def _ten_fold_by_definition(distances, same):
