@@ -23,6 +23,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from benchmark import report as write_report
 
+from facetrain.classifier.clouds import Cloud, normal_table, places
 from facetrain.classifier.partial_fc import PartialFC
 from facetrain.config import Config, OptimConfig
 from facetrain.config_loss import ClassifierConfig, MarginConfig
@@ -43,7 +44,8 @@ def main() -> int:
     device = torch.device(chosen.device)
     checks: list[tuple[str, Callable[[torch.device], str]]] = [
         ("loss and gradients against float64 on the CPU", classifier_against_float64),
-        ("updates without host-device synchronisation", no_synchronisation),
+        ("the same with feature clouds", clouds_against_float64),
+        ("updates without host-device synchronisation, LEAP on", no_synchronisation),
         ("bf16 and float32 start with the same losses", bf16_beside_float32),
         ("a run that goes on from its checkpoint, bf16", resumed_run),
     ]
@@ -59,7 +61,7 @@ def main() -> int:
             outcome = f"FAILED: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         lines.append(f"- {name}: {outcome} ({time.monotonic() - started:.1f} s)")
         print(lines[-1], flush=True)
-    benches = [] if chosen.quick else ["bench_classifier.py", "bench_train.py"]
+    benches = [] if chosen.quick else ["bench_classifier.py", "bench_leap.py", "bench_train.py"]
     reports = []
     for name in benches:
         text = bench(name, device)
@@ -87,7 +89,19 @@ def nccl_alone(device: torch.device) -> str:
     return f"right, NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}"
 
 
-def classifier_against_float64(device: torch.device) -> str:
+def clouds_against_float64(device: torch.device) -> str:
+    """The same with a cloud for every third row, some of whose angles are clipped."""
+    return classifier_against_float64(device, clouds=True)
+
+
+def _cloud(where: torch.device, dtype: torch.dtype) -> Cloud:
+    rows = np.arange(0, 128, 3)
+    std = torch.linspace(0.05, 1.2, len(rows), dtype=torch.float64).to(where, dtype)
+    start = torch.from_numpy(places(0, 0, rows)).to(where)
+    return Cloud(rows, std, start, normal_table(0, dtype, where, 1000), per_class=True)
+
+
+def classifier_against_float64(device: torch.device, clouds: bool = False) -> str:
     """Largest relative error of loss and gradients, float32 on the device against float64 on the CPU."""
     worst = 0.0
     labels = np.arange(128) * 7
@@ -102,7 +116,7 @@ def classifier_against_float64(device: torch.device) -> str:
                 x = F.normalize(torch.randn((128, 256), generator=torch.Generator().manual_seed(1)))
                 x = x.to(where, dtype).requires_grad_()
                 classifier.begin(labels, 0)
-                loss = classifier.loss(x, labels)
+                loss = classifier.loss(x, labels, _cloud(where, dtype) if clouds else None)
                 loss.backward()
                 assert x.grad is not None
                 assert classifier.weight.grad is not None
@@ -121,6 +135,7 @@ def _small(device: torch.device, **train: object) -> Config:
             "data": {"path": "unused"},
             "model": {"width": 16, "input_size": 48, "embedding_size": 128},
             "classifier": {"sample_rate": 0.3, "chunk": 512},
+            "leap": {"variant": "vanilla", "head_threshold": 5, "start_epoch": 0, "sync_interval": 2},
             "optim": {"clip_norm": 5},
             "train": {"batch_size": 64} | train,
         }
@@ -128,7 +143,8 @@ def _small(device: torch.device, **train: object) -> Config:
 
 
 def _losses(device: torch.device, steps: int, **train: object) -> list[torch.Tensor]:
-    state = build_state(_small(device, **train), np.full(2000, 10), World(device=device))
+    counts = np.where(np.arange(2000) % 5, 5, 40)
+    state = build_state(_small(device, **train), counts, World(device=device))
     drawn = np.random.default_rng(0)
     images = torch.from_numpy(drawn.integers(0, 256, (64, 48, 48, 3), dtype=np.uint8))
     batch = Batch(images.pin_memory() if device.type == "cuda" else images, np.arange(64) * 31)
