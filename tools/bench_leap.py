@@ -47,10 +47,11 @@ def main() -> None:
     sections = []
     for classes in options.classes:
         memory = {name: _memory(name, classes, options) for name in SIDES} if options.memory else {}
-        made = {name: build(name, classes, options, device) for name in SIDES}
+        classifier = _classifier(classes, options, device)  # one for all sides: a million classes are 4 GB
+        made = {name: build(name, classifier, options) for name in SIDES}
         timings = in_turns(made, options.rounds, device, warmup=1)
         state = _state_bytes(classes, options)
-        del made
+        del made, classifier
         sections.append(f"## {classes:,} classes\n\n{_table(timings, memory)}\n\n{state}")
         gc.collect()
     clock = "time between CUDA events" if device.type == "cuda" else "CPU seconds"
@@ -85,17 +86,19 @@ def _labels(classes: int, options: argparse.Namespace) -> NDArray[np.int64]:
     return np.where(head, fifth, fifth + draw.integers(1, 5, head.shape))
 
 
-def build(side: str, classes: int, options: argparse.Namespace, device: torch.device) -> Callable[[], object]:
+def _classifier(classes: int, options: argparse.Namespace, device: torch.device) -> PartialFC:
+    return PartialFC(classes, options.embedding, ClassifierConfig(), OptimConfig(), World(device=device), seed=0)
+
+
+def build(side: str, classifier: PartialFC, options: argparse.Namespace) -> Callable[[], object]:
     """A whole interval of steps."""
-    world = World(device=device)
-    x = torch.randn((options.batch, options.embedding), generator=torch.Generator().manual_seed(0)).to(device)
+    world, classes = classifier.world, classifier.num_classes
+    x = torch.randn((options.batch, options.embedding), generator=torch.Generator().manual_seed(0)).to(world.device)
     x.requires_grad_()
-    config = ClassifierConfig()
-    classifier = PartialFC(classes, options.embedding, config, OptimConfig(), world, seed=0)
     counts = _counts(classes)
-    leap = Leap(SIDES[side], counts, options.embedding, world, 0, 0, config.chunk)
+    leap = Leap(SIDES[side], counts, options.embedding, world, 0, 0, classifier.config.chunk)
     labels = _labels(classes, options)
-    spread = torch.from_numpy(np.where(counts > TAIL_IMAGES, 0.06, 0.03)).to(device)
+    spread = torch.from_numpy(np.where(counts > TAIL_IMAGES, 0.06, 0.03)).to(world.device)
 
     def interval() -> None:
         if leap.active:  # as after many epochs: every class has a variance, every tail class a smaller one
@@ -140,14 +143,16 @@ def _memory(side: str, classes: int, options: argparse.Namespace) -> float:
 
 
 def _measure_memory(options: argparse.Namespace, device: torch.device) -> None:
-    build(options.memory_of, 20, options, device)()  # what the first step loads belongs to the program
+    build(
+        options.memory_of, _classifier(20, options, device), options
+    )()  # what the first step loads belongs to the program
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
         before = peak_memory(device)
-    build(options.memory_of, options.classes[0], options, device)()
+    build(options.memory_of, _classifier(options.classes[0], options, device), options)()
     print(peak_memory(device) - before)
 
 

@@ -59,7 +59,7 @@ class Cloud:
     per_class: bool
 
     def alpha(self, rows: slice, classes: range | Tensor) -> Tensor:
-        """Angles within -pi..pi of some of the m rows and of global classes, (n, len(classes)), in radians.
+        """Angles within -pi..pi of some of the m rows and of global classes, in radians: (n, len(classes)), or (n, 1).
 
         Args:
             rows: which of the m.
@@ -67,7 +67,7 @@ class Cloud:
         """
         std, start = self.std[rows, None], self.start[rows]
         if not self.per_class:
-            drawn = self.table[start][:, None].expand(-1, len(classes))
+            drawn = self.table[start][:, None]
         elif isinstance(classes, range) and len(classes) <= len(self.table) - TABLE:
             drawn = self.table.unfold(0, len(classes), 1)[(start + classes.start) % TABLE]
         else:

@@ -79,7 +79,7 @@ def turn(cosines: Tensor, alpha: Tensor, clips: bool = True) -> tuple[Tensor, Te
 
     Args:
         cosines: t, any shape.
-        alpha: radians, of the same shape, within -pi..pi.
+        alpha: radians, of a shape that broadcasts to it, within -pi..pi.
         clips: whether an angle may leave 0..pi; False where the caller knows that none does.
 
     Returns:

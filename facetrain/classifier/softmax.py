@@ -32,7 +32,7 @@ from facetrain.config_loss import MarginConfig
 from facetrain.distributed import World, to_device
 
 _LARGEST_EXPONENT = 64.0
-_TURNED_AT_ONCE = 1 << 15  # logits; on a CPU these and what is computed of them stay in the cache
+_TURNED_AT_ONCE = 1 << 16  # logits; on a CPU these and what is computed of them stay in the cache
 _SMALLEST_SUM = 1e-35  # keeps the factor in front of the exponentials within float32 where all of them have underflowed
 
 
@@ -80,15 +80,18 @@ class Turned:
 
     def turn_(self, cosines: Tensor, start: int, stop: int) -> Tensor:
         """Turn cosines (G, n) of columns start..stop-1, in place; the derivatives of those with clouds, (m, n)."""
-        count = len(self.cloud.rows)
+        count, on_cpu = len(self.cloud.rows), cosines.device.type == "cpu"
         slopes = cosines.new_empty((count, stop - start))
-        on_cpu = cosines.device.type == "cpu"
         step = max(1, _TURNED_AT_ONCE // (stop - start)) if on_cpu else count
         for first in range(0, count, step):
             rows = slice(first, min(first + step, count))
-            # Elsewhere than on a CPU the answer would have to be waited for.
-            clips = not on_cpu or bool(cosines[rows].abs().max() >= self._free_of_clips)
-            cosines[rows], slopes[rows] = turn(cosines[rows], self.cloud.alpha(rows, self.classes[start:stop]), clips)
+            alpha = self.cloud.alpha(rows, self.classes[start:stop])
+            if on_cpu:  # elsewhere the answer to a question would have to be waited for
+                low, high = torch.aminmax(cosines[rows])
+                clips = max(-float(low), float(high)) >= self._free_of_clips
+                cosines[rows], slopes[rows] = turn(cosines[rows], alpha, clips)
+            else:
+                cosines[rows], slopes[rows] = turn(cosines[rows], alpha)
         return slopes
 
     @cached_property
