@@ -117,9 +117,9 @@ def _add(app: typer.Typer, stem: str, name: str) -> None:
         def work() -> int:
             from facetrain.distributed import joined
             from facetrain.evaluation.cache_folder import cache_folder
-            from facetrain.evaluation.ijb_meta import IJBB, IJBC
-            from facetrain.evaluation.ijb_protocol import protocol_of
-            from facetrain.evaluation.ijb_run import run_ijb
+            from facetrain.evaluation.ijb.meta import IJBB, IJBC
+            from facetrain.evaluation.ijb.protocol import protocol_of
+            from facetrain.evaluation.ijb.run import run_ijb
 
             switches = protocol_of(
                 protocol.value,

@@ -120,8 +120,8 @@ def megaface(
     def work() -> int:
         from facetrain.distributed import joined
         from facetrain.evaluation.cache_folder import cache_folder
-        from facetrain.evaluation.megaface import Protocol, Written, run_megaface
-        from facetrain.evaluation.megaface_data import Data
+        from facetrain.evaluation.megaface.data import Data
+        from facetrain.evaluation.megaface.run import Protocol, Written, run_megaface
 
         with joined(device.value) as world:
             run_megaface(

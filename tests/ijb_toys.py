@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import roc_curve
 
-from facetrain.evaluation.ijb_meta import Faces
+from facetrain.evaluation.ijb.meta import Faces
 
 POINTS_OF_A_FACE = "38.0 51.0 73.0 51.0 56.0 71.0 41.0 92.0 70.0 92.0"
 

@@ -21,12 +21,12 @@ from make_ijb_fixture import GENUINE, PAIRS, Layout, full_layout
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from facetrain.evaluation.ijb import Templates, template_features
-from facetrain.evaluation.ijb_meta import Faces, Pairs
-from facetrain.evaluation.ijb_protocol import FPRS, protocol_of
-from facetrain.evaluation.ijb_scores import pair_scores
+from facetrain.evaluation.ijb.meta import Faces, Pairs
+from facetrain.evaluation.ijb.one_to_one import Templates, template_features
+from facetrain.evaluation.ijb.pair_scores import pair_scores
+from facetrain.evaluation.ijb.protocol import FPRS, protocol_of
+from facetrain.evaluation.ijb.templates import _CHUNK
 from facetrain.evaluation.scores import Cell, tpr_at_fpr_split
-from facetrain.evaluation.templates import _CHUNK
 
 D = 512
 PART_TEMPLATES, PART_PAIRS = 400, 200_000
@@ -84,7 +84,7 @@ def made_up(share: int) -> Work:
 
 
 def made_up_pairs(layout: Layout, rng: np.random.Generator, share: int) -> Pairs:
-    """As :func:`facetrain.evaluation.ijb_meta.read_pairs` gives them."""
+    """As :func:`facetrain.evaluation.ijb.meta.read_pairs` gives them."""
     enrolled, probes = (np.flatnonzero(layout.kind == 2 if last else layout.kind < 2) for last in (False, True))
     own = dict(zip(layout.subject[enrolled].tolist(), enrolled.tolist(), strict=True))
     mates = [(own[s], p) for s, p in zip(layout.subject[probes].tolist(), probes.tolist(), strict=True) if s in own]

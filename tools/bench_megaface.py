@@ -20,8 +20,8 @@ from benchmark import Spread, Timing, in_turns, parser, peak_memory, ratio, repo
 from make_megaface_fixture import write_features
 from numpy.typing import NDArray
 
-from facetrain.evaluation.megaface_files import FeatureMatrix
-from facetrain.evaluation.megaface_scores import Distractors, Probes, Stage, identify
+from facetrain.evaluation.megaface.files import FeatureMatrix
+from facetrain.evaluation.megaface.scores import Distractors, Probes, Stage, identify
 from facetrain.evaluation.search import nearest
 from facetrain.evaluation.search_blocks import BLOCK, numpy_multiplies
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from facetrain.data.images import encode_jpeg
 from facetrain.data.synthetic import render
-from facetrain.evaluation.align import POINTS, SIZE
-from facetrain.evaluation.ijb_meta import IJBB, IJBC, Dataset
+from facetrain.evaluation.ijb.align import POINTS, SIZE
+from facetrain.evaluation.ijb.meta import IJBB, IJBC, Dataset
 
 HEADING = "TEMPLATE_ID,SUBJECT_ID,FILENAME,SIGHTING_ID,FACE_X,FACE_Y,FACE_WIDTH,FACE_HEIGHT"
 IMAGES, GALLERY_1, GALLERY_2, PROBES, GENUINE, PAIRS = 469_375, 1_772, 1_759, 19_593, 19_557, 15_658_489

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from facetrain.data.encoded import Encoded
 from facetrain.data.images import Buffer, decode
 from facetrain.errors import InputError
-from facetrain.evaluation.align import similarity, warp
+from facetrain.evaluation.ijb.align import similarity, warp
 
 
 class LooseCrops(Encoded):
@@ -24,7 +24,7 @@ class LooseCrops(Encoded):
         Args:
             folder: where they lie.
             names: N paths in it; :func:`check_crops` first.
-            landmarks: (N, 5, 2) columns and rows in each, see :data:`facetrain.evaluation.align.POINTS`.
+            landmarks: (N, 5, 2) columns and rows in each, see :data:`facetrain.evaluation.ijb.align.POINTS`.
         """
         self.folder, self.names = folder, names
         self._landmarks, self._matrices = landmarks, similarity(landmarks)

@@ -11,8 +11,8 @@ import pytest
 
 from facetrain.data.images import decode, encode_jpeg
 from facetrain.errors import InputError
-from facetrain.evaluation.align import POINTS, SIZE, similarity, warp
-from facetrain.evaluation.ijb_crops import LooseCrops, check_crops
+from facetrain.evaluation.ijb.align import POINTS, SIZE, similarity, warp
+from facetrain.evaluation.ijb.crops import LooseCrops, check_crops
 
 
 @pytest.fixture

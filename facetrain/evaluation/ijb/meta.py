@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.errors import InputError
-from facetrain.evaluation.ijb_text import lines_of, whole_numbers, wrong_line
+from facetrain.evaluation.ijb.text import lines_of, whole_numbers, wrong_line
 
 _TABLE = 1 << 24  # template numbers up to which a table says their rows
 _IMAGE_LINE, _POINTS_LINE = "IMAGE TEMPLATE MEDIUM", "IMAGE X1 Y1 ... X5 Y5 SCORE"

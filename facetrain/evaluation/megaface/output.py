@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from facetrain.atomic import result_file
 from facetrain.data.progress import progress as progress_line
 from facetrain.errors import InputError
-from facetrain.evaluation.megaface_data import Loaded
-from facetrain.evaluation.megaface_files import Features, feature_path, write_feature
-from facetrain.evaluation.megaface_scores import Outcome, unit_features
+from facetrain.evaluation.megaface.data import Loaded
+from facetrain.evaluation.megaface.files import Features, feature_path, write_feature
+from facetrain.evaluation.megaface.scores import Outcome, unit_features
 from facetrain.evaluation.result import Result, switch_text, tpr_name
 from facetrain.evaluation.scores import FEW
 from facetrain.evaluation.search_blocks import BLOCK

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from facetrain.errors import InputError
 from facetrain.evaluation.bootstrap import tpr_intervals
 from facetrain.evaluation.identification import without_face
-from facetrain.evaluation.ijb_meta import Faces, Pairs
-from facetrain.evaluation.ijb_protocol import FPRS, Protocol
-from facetrain.evaluation.ijb_scores import pair_scores
+from facetrain.evaluation.ijb.meta import Faces, Pairs
+from facetrain.evaluation.ijb.pair_scores import pair_scores
+from facetrain.evaluation.ijb.protocol import FPRS, Protocol
+from facetrain.evaluation.ijb.templates import group, pool, refuse_not_finite
 from facetrain.evaluation.result import Curve, Histogram, thinned
 from facetrain.evaluation.scores import Cell, tpr_at_fpr_split
-from facetrain.evaluation.templates import group, pool, refuse_not_finite
 
 _INTERVAL_FPRS = tuple(fpr for fpr in FPRS if fpr <= 1e-2)  # above, millions of scores decide and nothing moves
 _MOST_SUBJECTS = 1 << 13  # whose pairs are counted in a matrix

@@ -8,10 +8,9 @@ from ijb_toys import faces_of, nearest_tpr, random_ijb, slow_templates
 from sklearn.metrics import roc_curve
 
 from facetrain.errors import InputError
-from facetrain.evaluation import ijb
-from facetrain.evaluation.ijb import compare, template_features
-from facetrain.evaluation.ijb_meta import IJBC, Pairs, read_enrolled, read_faces, read_pairs
-from facetrain.evaluation.ijb_protocol import FPRS, PROTOCOLS, protocol_of
+from facetrain.evaluation.ijb.meta import IJBC, Pairs, read_enrolled, read_faces, read_pairs
+from facetrain.evaluation.ijb.one_to_one import compare, template_features
+from facetrain.evaluation.ijb.protocol import FPRS, PROTOCOLS, protocol_of
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from facetrain.errors import InputError
 from facetrain.evaluation.bootstrap import rate_interval
 from facetrain.evaluation.identification import FPIRS, Search, cmc, search, tpir_at_fpir
-from facetrain.evaluation.ijb import Findings, Templates
-from facetrain.evaluation.ijb_meta import Enrolled
-from facetrain.evaluation.ijb_protocol import Protocol
+from facetrain.evaluation.ijb.meta import Enrolled
+from facetrain.evaluation.ijb.one_to_one import Findings, Templates
+from facetrain.evaluation.ijb.protocol import Protocol
 from facetrain.evaluation.result import Curve
 from facetrain.evaluation.scores import Cell
 

@@ -18,9 +18,9 @@ from facetrain.console import console
 from facetrain.data.progress import progress as progress_line
 from facetrain.distributed import World
 from facetrain.errors import InputError
-from facetrain.evaluation.megaface_data import Data, Loaded, load_features, make_features
-from facetrain.evaluation.megaface_output import Layout, megaface_table, save_features, write_devkit_result
-from facetrain.evaluation.megaface_scores import (
+from facetrain.evaluation.megaface.data import Data, Loaded, load_features, make_features
+from facetrain.evaluation.megaface.output import Layout, megaface_table, save_features, write_devkit_result
+from facetrain.evaluation.megaface.scores import (
     CLEANED_DIM,
     Clean,
     Distractors,
@@ -42,7 +42,7 @@ _SHOWN = 1_000_000_000  # comparisons from which on the search shows how far it 
 class Protocol:
     """The switches.
 
-    ``clean``: what happens to the images of the noise lists, see :mod:`facetrain.evaluation.megaface_scores`.
+    ``clean``: what happens to the images of the noise lists, see :mod:`facetrain.evaluation.megaface.scores`.
     ``ties``: whether a mate that scores exactly as a distractor does loses (``miss``) or wins (``hit``). ``rule``: how
     a FPR picks its threshold. ``number``: which of the devkit's sets of distractors.
     """

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from facetrain.errors import InputError
 from facetrain.evaluation.identification import FpirRule
+from facetrain.evaluation.ijb.templates import TemplateFusion
 from facetrain.evaluation.scores import Rule
-from facetrain.evaluation.templates import TemplateFusion
 
 FPRS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 

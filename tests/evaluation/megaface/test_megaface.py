@@ -20,10 +20,10 @@ from facetrain.cli import main
 from facetrain.config import ModelConfig
 from facetrain.distributed import World
 from facetrain.errors import InputError
-from facetrain.evaluation.megaface import Protocol, Written, run_megaface
-from facetrain.evaluation.megaface_data import Data, chains, load_features
-from facetrain.evaluation.megaface_files import read_feature, write_feature
-from facetrain.evaluation.megaface_scores import Probes
+from facetrain.evaluation.megaface.data import Data, chains, load_features
+from facetrain.evaluation.megaface.files import read_feature, write_feature
+from facetrain.evaluation.megaface.run import Protocol, Written, run_megaface
+from facetrain.evaluation.megaface.scores import Probes
 from facetrain.evaluation.result import read_results
 from facetrain.models import build_backbone
 

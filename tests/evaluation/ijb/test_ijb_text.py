@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facetrain.errors import InputError
-from facetrain.evaluation import ijb_text
-from facetrain.evaluation.ijb_text import lines_of, whole_numbers
+from facetrain.evaluation.ijb import text as ijb_text
+from facetrain.evaluation.ijb.text import lines_of, whole_numbers
 
 number = st.one_of(st.integers(0, 999_999_999), st.integers(0, 12))
 

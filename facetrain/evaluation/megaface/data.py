@@ -14,7 +14,7 @@ from facetrain.distributed import World
 from facetrain.errors import InputError
 from facetrain.evaluation.embedder import Features as Embedded
 from facetrain.evaluation.embedder import open_embedder
-from facetrain.evaluation.megaface_files import (
+from facetrain.evaluation.megaface.files import (
     FACESCRUB_LIST,
     MEGAFACE_LIST,
     FeatureFiles,

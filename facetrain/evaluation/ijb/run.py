@@ -16,9 +16,8 @@ from facetrain.distributed import World
 from facetrain.errors import InputError
 from facetrain.evaluation.embedder import Embedder, Features, open_embedder
 from facetrain.evaluation.extract import Unreadable
-from facetrain.evaluation.ijb import Findings, compare, template_features
-from facetrain.evaluation.ijb_crops import LooseCrops, check_crops
-from facetrain.evaluation.ijb_meta import (
+from facetrain.evaluation.ijb.crops import LooseCrops, check_crops
+from facetrain.evaluation.ijb.meta import (
     Dataset,
     Enrolled,
     Faces,
@@ -28,8 +27,9 @@ from facetrain.evaluation.ijb_meta import (
     read_faces,
     read_pairs,
 )
-from facetrain.evaluation.ijb_protocol import Protocol
-from facetrain.evaluation.ijb_search import identify
+from facetrain.evaluation.ijb.one_to_many import identify
+from facetrain.evaluation.ijb.one_to_one import Findings, compare, template_features
+from facetrain.evaluation.ijb.protocol import Protocol
 from facetrain.evaluation.result import Result, result_table, save_results
 
 Task = Literal["1:1", "1:n", "both"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facetrain.evaluation.align import POINTS, SIZE, similarity, warp
+from facetrain.evaluation.ijb.align import POINTS, SIZE, similarity, warp
 
 
 def least_squares(points, target):

@@ -17,12 +17,12 @@ from torch import nn
 from facetrain.cli import main
 from facetrain.data.synthetic import render
 from facetrain.errors import InputError
-from facetrain.evaluation import ijb_run
 from facetrain.evaluation.embedder import Embedder
-from facetrain.evaluation.ijb_crops import LooseCrops
-from facetrain.evaluation.ijb_meta import IJBB, IJBC, read_faces
-from facetrain.evaluation.ijb_protocol import FPRS, protocol_of
-from facetrain.evaluation.ijb_run import run_ijb
+from facetrain.evaluation.ijb import run as ijb_run
+from facetrain.evaluation.ijb.crops import LooseCrops
+from facetrain.evaluation.ijb.meta import IJBB, IJBC, read_faces
+from facetrain.evaluation.ijb.protocol import FPRS, protocol_of
+from facetrain.evaluation.ijb.run import run_ijb
 from facetrain.evaluation.result import read_results
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_ijb_fixture.py"

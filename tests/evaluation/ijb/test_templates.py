@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ijb_toys import faces_of, slow_templates
 
 from facetrain.errors import InputError
-from facetrain.evaluation import templates
-from facetrain.evaluation.templates import group, pool, refuse_not_finite, unit
+from facetrain.evaluation.ijb import templates
+from facetrain.evaluation.ijb.templates import group, pool, refuse_not_finite, unit
 
 
 def pooled(features, faces, *, keep_norm, detector_score, unit_media, fusion, readable=None):

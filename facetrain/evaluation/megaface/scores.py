@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from facetrain.distributed import World
 from facetrain.errors import InputError
 from facetrain.evaluation.bootstrap import rate_interval, tpr_intervals
-from facetrain.evaluation.megaface_files import Features
+from facetrain.evaluation.megaface.files import Features
 from facetrain.evaluation.result import Curve, thinned
 from facetrain.evaluation.scores import Cell, Rule, deciding_impostors, tpr_at_fpr_split
 from facetrain.evaluation.search import Counter, Largest

@@ -9,9 +9,9 @@ import pytest
 from ijb_toys import POINTS_OF_A_FACE, random_ijb, write_ijb
 
 from facetrain.errors import InputError
-from facetrain.evaluation import ijb_meta
-from facetrain.evaluation.ijb_meta import IJBB, IJBC, find_root, read_enrolled, read_faces, read_pairs
-from facetrain.evaluation.ijb_run import read_plan
+from facetrain.evaluation.ijb import meta as ijb_meta
+from facetrain.evaluation.ijb.meta import IJBB, IJBC, find_root, read_enrolled, read_faces, read_pairs
+from facetrain.evaluation.ijb.run import read_plan
 
 IMAGES = [("1.jpg", 7, 70, 0.9), ("2.jpg", 7, 70, 0.5), ("3.jpg", 3, 70, 1)]
 

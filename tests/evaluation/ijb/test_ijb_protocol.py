@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from facetrain.errors import InputError
-from facetrain.evaluation.ijb_protocol import PROTOCOLS, protocol_of
+from facetrain.evaluation.ijb.protocol import PROTOCOLS, protocol_of
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from ranks import run_ranks
 from facetrain import keyed
 from facetrain.distributed import World
 from facetrain.errors import InputError
-from facetrain.evaluation import megaface_scores as module
-from facetrain.evaluation.megaface_files import FeatureMatrix
-from facetrain.evaluation.megaface_scores import (
+from facetrain.evaluation.megaface import scores as module
+from facetrain.evaluation.megaface.files import FeatureMatrix
+from facetrain.evaluation.megaface.scores import (
     Distractors,
     Probes,
     Stage,

@@ -7,11 +7,11 @@ import pytest
 from ijb_toys import random_ijb, slow_templates
 
 from facetrain.errors import InputError
-from facetrain.evaluation.ijb import template_features
-from facetrain.evaluation.ijb_meta import IJBC, Enrolled, read_faces
-from facetrain.evaluation.ijb_protocol import protocol_of
-from facetrain.evaluation.ijb_run import read_plan
-from facetrain.evaluation.ijb_search import identify
+from facetrain.evaluation.ijb.meta import IJBC, Enrolled, read_faces
+from facetrain.evaluation.ijb.one_to_many import identify
+from facetrain.evaluation.ijb.one_to_one import template_features
+from facetrain.evaluation.ijb.protocol import protocol_of
+from facetrain.evaluation.ijb.run import read_plan
 
 
 def evaluation(probes, probe_ids, gallery, gallery_ids):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from facetrain.errors import InputError
-from facetrain.evaluation.megaface_files import (
+from facetrain.evaluation.megaface.files import (
     FeatureFiles,
     FeatureMatrix,
     distractor_lists,

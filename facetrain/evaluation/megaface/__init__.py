@@ -1,0 +1,1 @@
+"""MegaFace challenge 1, without its devkit."""
