@@ -25,7 +25,7 @@ from facetrain.evaluation.ijb.protocol import FPRS, protocol_of
 from facetrain.evaluation.ijb.run import run_ijb
 from facetrain.evaluation.result import read_results
 
-TOOL = Path(__file__).parents[2] / "tools" / "make_ijb_fixture.py"
+TOOL = Path(__file__).parents[3] / "tools" / "make_ijb_fixture.py"
 
 
 def make_fixture(monkeypatch, *words):

@@ -8,6 +8,7 @@ from ijb_toys import faces_of, nearest_tpr, random_ijb, slow_templates
 from sklearn.metrics import roc_curve
 
 from facetrain.errors import InputError
+from facetrain.evaluation.ijb import one_to_one
 from facetrain.evaluation.ijb.meta import IJBC, Pairs, read_enrolled, read_faces, read_pairs
 from facetrain.evaluation.ijb.one_to_one import compare, template_features
 from facetrain.evaluation.ijb.protocol import FPRS, PROTOCOLS, protocol_of
@@ -92,9 +93,9 @@ def test_intervals_hold_the_estimate_and_do_not_depend_on_parts(toy, monkeypatch
     low, high = found.intervals["TPR@1e-2"]
     assert low <= found.cells[4].tpr <= high
     assert low < high
-    monkeypatch.setattr(ijb, "_PART", 3)
+    monkeypatch.setattr(one_to_one, "_PART", 3)
     assert compare(templates, pairs, protocol_of(), people).intervals == found.intervals
-    monkeypatch.setattr(ijb, "_MOST_SUBJECTS", 3)
+    monkeypatch.setattr(one_to_one, "_MOST_SUBJECTS", 3)
     assert compare(templates, pairs, protocol_of(), people).intervals == {}
 
 

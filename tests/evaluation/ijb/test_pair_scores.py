@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facetrain.evaluation.ijb import pair_scores
+from facetrain.evaluation.ijb import pair_scores as module
 from facetrain.evaluation.ijb.pair_scores import pair_scores
 
 
@@ -44,8 +44,8 @@ def test_small_parts_and_the_order_of_pairs_change_nothing(method, monkeypatch):
     order = np.random.default_rng(2).permutation(500)
     np.testing.assert_allclose(pair_scores(rows, first[order], second[order], method=method), whole[order], atol=1e-6)
     np.testing.assert_allclose(pair_scores(rows, second, first, method=method), whole, atol=1e-6)
-    monkeypatch.setattr(pair_scores, "_AT_ONCE", 7)
-    monkeypatch.setattr(pair_scores, "_GATHER", 7)
+    monkeypatch.setattr(module, "_AT_ONCE", 7)
+    monkeypatch.setattr(module, "_GATHER", 7)
     np.testing.assert_allclose(pair_scores(rows, first, second, method=method), whole, atol=1e-6)
 
 
@@ -63,7 +63,7 @@ def test_a_template_without_a_face_scores_lowest_with_anybody():
 def test_few_pairs_are_gathered_and_dense_ones_multiplied(monkeypatch):
     used = []
     for name in ("_by_product", "_by_gather"):
-        monkeypatch.setattr(pair_scores, name, lambda *args, name=name: used.append(name))
+        monkeypatch.setattr(module, name, lambda *args, name=name: used.append(name))
     rows = np.ones((4000, 1), np.float32)
     many = np.arange(4000, dtype=np.int32)
     pair_scores(rows, many, many)

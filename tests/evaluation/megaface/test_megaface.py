@@ -27,7 +27,7 @@ from facetrain.evaluation.megaface.scores import Probes
 from facetrain.evaluation.result import read_results
 from facetrain.models import build_backbone
 
-TOOLS = Path(__file__).parent.parent.parent / "tools"
+TOOLS = Path(__file__).parents[3] / "tools"
 PROBES, DISTRACTORS = 18, 40
 
 
