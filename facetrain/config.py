@@ -180,6 +180,11 @@ class Config(Section):
                 "leap.start_epoch or leap.start_cycle to an earlier time"
             )
 
+    def cloud_start_step(self, steps_per_epoch: int) -> float:
+        """The first step with feature clouds; infinite where the recipe has none."""
+        start = self.cloud_start * steps_per_epoch
+        return start if math.isinf(start) else math.ceil(round(start, 6))  # 63.00000000000001 is 63
+
     @property
     def cloud_start(self) -> float:
         """Epochs before feature clouds begin; infinite where the recipe has none."""

@@ -96,7 +96,8 @@ class LeapConfig(Section):
         None, description="control, vanilla only: every tail row's cloud has this sigma in radians, nothing is learned"
     )
     cloud_for: Literal["tail", "everyone"] = Field(
-        "tail", description="control: everyone gives all rows the mean variance that clouds of the tail would have"
+        "tail",
+        description="control: everyone spreads the variance of the tail's clouds evenly over the training images",
     )
 
     @model_validator(mode="after")
@@ -106,7 +107,6 @@ class LeapConfig(Section):
         if self.start_cycle is not None and self.start_epoch is not None:
             raise ValueError("start_cycle and start_epoch exclude each other; leave one out")
         on = self.variant != "off"
-        self._refuse_idle("track", not on, "variant: off (the others always track)")
         for key in ("start_cycle", "start_epoch", "cloud_noise", "cloud_for"):
             self._refuse_idle(key, on, "variant: vanilla or full")
         for key in ("head_threshold", "center_gamma", "angle_against", "memory_factor", "sync_interval"):

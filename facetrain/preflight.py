@@ -45,7 +45,6 @@ def check(config: Config, ranks: int) -> Inputs:
         )
     if images.num_classes < 2:
         raise InputError(f"{config.data.path} has {images.num_classes} person; telling people apart needs at least 2")
-    steps_per_epoch(len(images), config.train.batch_size)
     share = config.train.batch_size // config.train.accumulation // ranks
     if share < 2:
         raise InputError(
@@ -53,10 +52,26 @@ def check(config: Config, ranks: int) -> Inputs:
             f"train.accumulation {config.train.accumulation}; batch norm needs 2: set train.batch_size to at least "
             f"{2 * ranks * config.train.accumulation}"
         )
+    per_epoch = steps_per_epoch(len(images), config.train.batch_size)
+    _check_leap_steps(config, per_epoch)
     notes = check_leap(config.leap, class_counts(images.labels, images.num_classes), config.data.path)
     inputs = Inputs(images, [read_bin(path) for path in config.evaluate.sets], notes)
     _check_output(config, images)
     return inputs
+
+
+def _check_leap_steps(config: Config, per_epoch: int) -> None:
+    """Clouds need a step to begin at and statistics by then."""
+    total = per_epoch * config.train.epochs
+    if config.leap.variant != "off" and config.cloud_start_step(per_epoch) >= total:
+        raise InputError(
+            f"leap.start_epoch {config.cloud_start:g} leaves none of the {total} steps with clouds; lower it"
+        )
+    if config.leap.active and config.leap.sync_interval > total:
+        raise InputError(
+            f"leap.sync_interval {config.leap.sync_interval} is more than the run's {total} steps: centres and angles "
+            "would never be updated; lower it"
+        )
 
 
 def check_leap(config: LeapConfig, counts: NDArray[np.int64], data: Path) -> list[str]:
@@ -72,30 +87,34 @@ def check_leap(config: LeapConfig, counts: NDArray[np.int64], data: Path) -> lis
     """
     if config.variant == "off":
         return []
-    few, threshold = int(counts[counts > 0].min()), config.head_threshold
-    able = counts * config.memory_factor >= 2  # a variance needs two angles
+    present, threshold = counts[counts > 0], config.head_threshold
+    able = present * config.memory_factor >= 2  # a variance needs two angles
     remedy = "set leap.memory_factor=2"
-    if threshold is not None and config.variant == "vanilla":
-        if (counts > threshold).all():
+    if config.variant == "vanilla":
+        assert threshold is not None
+        if (present > threshold).all():
             raise InputError(
-                f"leap.head_threshold {threshold} makes every class of {data} a head class: each has at least {few} "
-                "images; raise it"
+                f"leap.head_threshold {threshold} makes every class of {data} a head class: each has at least "
+                f"{int(present.min())} images; raise it"
             )
-        if (counts <= threshold).all():
+        if (present <= threshold).all():
             raise InputError(
                 f"leap.head_threshold {threshold} makes every class of {data} a tail class: none has more than "
-                f"{int(counts.max())} images; lower it"
+                f"{int(present.max())} images; lower it"
             )
-        able &= counts <= threshold
-    elif (counts <= 1).all():
+        able = able & (present <= threshold)
+    elif (present <= 1).all():
         raise InputError(f"leap.variant: full weighs classes by images - 1, and every class of {data} has one image")
-    if config.fixed_sigma is None and not able.any():
+    if config.fixed_sigma is not None:
+        return []
+    if able.sum() < (1 if config.variant == "vanilla" else 2):  # alone a class is its own target
+        which = "tail class" if config.variant == "vanilla" else "class"
         raise InputError(
-            f"no tail class of {data} can have a cloud: with one image and leap.memory_factor "
-            f"{config.memory_factor} a class never has the two angles that a variance needs; {remedy}"
+            f"no {which} of {data} can have a cloud: with one image and leap.memory_factor {config.memory_factor} a "
+            f"class never has the two angles that a variance needs; {remedy}"
         )
-    single = int(((counts == 1) & (counts * config.memory_factor < 2)).sum())
-    if single and config.fixed_sigma is None:
+    single = int((present * config.memory_factor < 2).sum())
+    if single and config.cloud_for == "tail":
         return [
             f"note: {single:,} of {len(counts):,} people have one image and never get a cloud, for a variance needs "
             f"two angles; {remedy} to let them"

@@ -127,7 +127,8 @@ class _Run:
             last = state.step == self.total_steps
             save = _due(state.step, config.train.checkpoint_every) and not last
             verify = _due(state.step, config.evaluate.every) and not last
-            log = _due(state.step, config.train.log_every) or save or verify or last
+            clouds = state.step == state.leap.start_step  # a map is drawn, of the same network on every rank
+            log = _due(state.step, config.train.log_every) or save or verify or clouds or last
             stopped_by = self._agree() if log or self.world.device.type == "cpu" else 0
             if log or stopped_by:
                 steps = state.step - interval_start

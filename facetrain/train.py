@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +61,8 @@ class TrainState:
         """
         shards = self._shards()
         tensors = [*self.backbone.state_dict().values(), *(t for s in shards.values() for t in s.tensors.values())]
-        finite = torch.stack([tensor.sum(dtype=torch.float64) for tensor in tensors]).isfinite().all()
+        sums = [tensor.sum(dtype=torch.float64) for tensor in tensors if tensor.is_floating_point()]
+        finite = torch.stack(sums).isfinite().all()
         if self.world.largest(int(not finite)):
             good = last_good(self.config.output / "checkpoints")
             raise RunError(f"the weights are not finite after step {self.step}; {good}; try a lower optim.lr")
@@ -110,8 +110,8 @@ def build_state(config: Config, class_counts: NDArray[np.int64], world: World, s
         _settle(parallel, config.model.input_size, world.device)
     size = config.model.embedding_size
     classifier = PartialFC(len(class_counts), size, config.classifier, config.optim, world, config.seed)
-    start = math.inf if config.leap.variant == "off" else math.ceil(config.cloud_start * steps_per_epoch)
-    leap = Leap(config.leap, class_counts, size, world, config.seed, start, config.classifier.chunk)
+    chunk = min(config.classifier.chunk, len(classifier.classes))
+    leap = Leap(config.leap, class_counts, size, world, config.seed, config.cloud_start_step(steps_per_epoch), chunk)
     return TrainState(
         config=config,
         world=world,

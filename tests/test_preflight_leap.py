@@ -42,3 +42,13 @@ def test_single_images_are_told_of():
 def test_nothing_is_checked_without_clouds():
     assert _check([1, 1]) == []
     assert _check([1, 1], track=True, head_threshold=3) == []
+
+
+def test_one_able_class_has_nothing_to_reach_for():
+    with pytest.raises(InputError, match="can have a cloud"):
+        _check([5, 1, 1], variant="full")
+
+
+def test_controls_need_no_variance():
+    assert _check([60, 60, 1], variant="vanilla", head_threshold=4, fixed_sigma=0.1) == []
+    assert _check(variant="vanilla", head_threshold=5, cloud_for="everyone") == []

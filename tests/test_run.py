@@ -214,7 +214,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_interval_and_the_last_good_che
         return loss * float("nan") if state.step == 6 else loss
 
     monkeypatch.setattr(run, "train_step", spoiling)
-    with pytest.raises(RunError, match=r"nan between steps 5 and 6; the last good checkpoint is .*step_00000004"):
+    with pytest.raises(RunError, match=r"nan between steps 6 and 6; the last good checkpoint is .*step_00000004"):
         run.train(config)
     assert [path.name for path in listed(config.output / "checkpoints")] == ["step_00000004"]
 

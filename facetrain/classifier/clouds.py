@@ -2,7 +2,7 @@
 
 A draw belongs to (seed, step, global row, global class). It is read from one table of normal numbers that every rank
 has: a row gets a keyed place in the table, and its classes follow from there. So a chunk of classes is a piece of the
-table, which is copied faster than any generator draws, whoever owns the classes and however they are cut.
+table, which only has to be copied, whoever owns the classes and however they are cut.
 """
 
 from __future__ import annotations

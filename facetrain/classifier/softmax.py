@@ -82,7 +82,7 @@ class Turned:
         """Turn cosines (G, n) of columns start..stop-1, in place; the derivatives of those with clouds, (m, n)."""
         count, on_cpu = len(self.cloud.rows), cosines.device.type == "cpu"
         slopes = cosines.new_empty((count, stop - start))
-        step = max(1, _TURNED_AT_ONCE // (stop - start)) if on_cpu else count
+        step = max(1, _TURNED_AT_ONCE // (stop - start)) if on_cpu else max(1, count)
         for first in range(0, count, step):
             rows = slice(first, min(first + step, count))
             alpha = self.cloud.alpha(rows, self.classes[start:stop])

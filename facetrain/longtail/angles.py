@@ -1,8 +1,8 @@
 """The last angles of each class to its centre, and their variance: LEAP's angle memories (CVPR 2020, Eq. 5).
 
 Memories are ragged, ``K_i * P`` angles of class i, one class after another in one array. Angles are kept as codes of
-pi / 65535 (4.8e-5 radians), 16 bits each, with integer sums of code and squared code per class, so that mean and
-variance are exact whatever the order of arrival, and equal to the last bit after a resume.
+pi / 65535 (4.8e-5 radians), 16 bits each, with integer sums of code and squared code per class, so that the
+variance is exact whatever the order of arrival, and equal to the last bit after a resume.
 """
 
 from __future__ import annotations

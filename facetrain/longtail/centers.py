@@ -35,7 +35,8 @@ class Centers:
             gamma: weight of the previous centre, 0..1.
         """
         device = self.value.device
-        means = torch.segment_reduce(rows, "mean", lengths=to_device(counts, device), axis=0)  # (u, D)
+        # Without unsafe the lengths, which come from numpy.unique, are checked, for which a GPU would be waited for.
+        means = torch.segment_reduce(rows, "mean", lengths=to_device(counts, device), axis=0, unsafe=True)  # (u, D)
         previous_weight = to_device(np.where(self.seen[classes], gamma, 0.0), device).to(rows.dtype)[:, None]
         index = to_device(classes, device)
         self.value[index] = means + previous_weight * (self.value[index] - means)

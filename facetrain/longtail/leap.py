@@ -3,10 +3,12 @@
 Source: Liu et al., "Deep Representation Learning on Long-tailed Data: A Learnable Embedding Augmentation Perspective",
 CVPR 2020. Each rank keeps centres and angles of its own classes, updated every few steps from the gathered embeddings;
 one small sum over ranks then tells every rank the variances that changed. So all ranks know the spread of every class,
-8 bytes each, and give a row the same cloud without asking its owner.
+a few bytes each, and give a row the same cloud without asking its owner.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -77,6 +79,7 @@ class Leap:
         self.pending_labels = self._touched = _NO_LABELS
         self._table = normal_table(seed, dtype, device, longest_chunk) if config.variant != "off" else None
         self._everyones = torch.zeros_like(self.target)
+        self._follow()
         self._given = torch.zeros(3, dtype=torch.float64, device=device)  # rows, rows with a cloud, sum of their std
 
     def cloud(self, labels: NDArray[np.int64], step: int, first_row: int) -> Cloud | None:
@@ -185,13 +188,15 @@ class Leap:
     def summary(self) -> dict[str, float | None]:
         """Spreads in radians, the share of rows that got a cloud since the last call and their mean sigma."""
         head = self._is_head.double()
-        rows, clouds, total = self._given.tolist()
+        groups = {"sigma_head": head, "sigma_tail": 1 - head, "sigma_overall": self._counts - 1}
+        variances = torch.stack([self._mean_variance(weight) for weight in groups.values()])
+        *found, rows, clouds, total = torch.cat([variances, self._given]).tolist()  # one wait for the device
         self._given.zero_()
-        known = self.config.head_threshold is not None
+        sigmas = {name: None if math.isnan(v) else math.sqrt(v) for name, v in zip(groups, found, strict=True)}
+        if self.config.head_threshold is None:
+            sigmas |= {"sigma_head": None, "sigma_tail": None}
         return {
-            "sigma_head": _root(self._mean_variance(head)) if known else None,
-            "sigma_tail": _root(self._mean_variance(1 - head)) if known else None,
-            "sigma_overall": _root(self._mean_variance(self._counts - 1)),
+            **sigmas,
             "cloud_share": clouds / rows if rows else 0.0,
             "cloud_sigma": total / clouds if clouds else None,
         }
@@ -234,8 +239,3 @@ class Leap:
         own = np.flatnonzero((labels >= self.classes.start) & (labels < self.classes.stop))
         self.pending = pending.to(self.world.device)[to_device(own, self.world.device)]
         self.pending_labels = labels[own]
-
-
-def _root(variance: Tensor) -> float | None:
-    value = float(variance)
-    return value**0.5 if value == value else None
