@@ -24,7 +24,7 @@ RECIPE = "recipe.yaml"
 """In a cell's folder: what its training is started with."""
 TRAINING = "training"
 RADIANS = "(rad)"
-"""How the name of a number ends that is an angle; results have those among their switches."""
+"""How the name of a number ends that is an angle; results have those among their figures."""
 _RECORD = "cell.json"
 # Keys that no weight of a single process depends on: a cell may go on with others, on another machine for example.
 _FREE = (
@@ -119,11 +119,7 @@ def numbers(cell: Cell) -> dict[tuple[str, str | None, str], float]:
         for part, one in _parts(read_results(cell.result(name))):
             found |= {(name, part, tpr_name(entry.fpr)): entry.tpr for entry in one.cells}
             found |= {(name, part, key): value for key, value in one.metrics.items()}
-            found |= {
-                (name, part, key): float(value)
-                for key, value in one.switches.items()
-                if key.endswith(RADIANS) and isinstance(value, int | float)
-            }
+            found |= {(name, part, key): value for key, value in one.figures.items() if key.endswith(RADIANS)}
     return found
 
 

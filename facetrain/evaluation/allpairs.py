@@ -1,7 +1,8 @@
 """All pairs of a labelled set, scored block by block over the upper triangle: never an N x N matrix. NumPy only.
 
 Every pair is counted in fine bins, which gives the ROC for plots and, by itself, the ``histogram`` method. The exact
-method keeps, besides, all genuine scores and the largest impostor scores, which are all that a TPR@FPR table needs.
+method keeps, besides, all genuine scores and the largest impostor scores, which are all that a TPR@FPR table needs; and
+where that is asked for who is on each of these pairs, which a bootstrap over people needs.
 
 Scores are float32 cosines. They do not depend on blocks or order beyond the last bits that the BLAS library's order of
 summation decides; where products are exact, everything here is.
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from facetrain.errors import InputError
+from facetrain.evaluation.largest import MOST_PEOPLE, Largest, packed, unpacked
 from facetrain.evaluation.scores import Cell, Roc, Rule, cell_of, check_rates, point_at
 
 BLOCK = 1024
@@ -35,7 +37,10 @@ class AllPairs:
             ``BIN`` above.
         impostor_bins: pairs of two people, the same way.
         genuine: all genuine scores, float32 in no order; empty where none were asked for.
-        impostor: the largest impostor scores, float32 in no order, as many as were asked for.
+        impostor: the largest impostor scores, float32, as many as were asked for; in no order, or falling with people.
+        genuine_people: int32, whose each of ``genuine`` is: places in the rising list of labels; empty where people
+            were not asked for.
+        impostor_people: (M, 2) uint16, both people of each of ``impostor``, the first being the lower; the same way.
         best_genuine: (n,) float32, the best score of each image with another of its person; -inf without one.
         best_impostor: (n,) float32, with anybody else.
     """
@@ -44,14 +49,25 @@ class AllPairs:
     impostor_bins: NDArray[np.int64]
     genuine: NDArray[np.float32]
     impostor: NDArray[np.float32]
+    genuine_people: NDArray[np.int32]
+    impostor_people: NDArray[np.uint16]
     best_genuine: NDArray[np.float32]
     best_impostor: NDArray[np.float32]
 
     @property
+    def mated(self) -> NDArray[np.bool_]:
+        """(n,) which images have another of their person."""
+        return self.best_genuine > -np.inf
+
+    @property
+    def hits(self) -> NDArray[np.bool_]:
+        """Of each of the mated images whether its best mate scores above everybody else; equal is no hit."""
+        return self.best_genuine[self.mated] > self.best_impostor[self.mated]
+
+    @property
     def rank1(self) -> float:
-        """Share of images with a mate whose best mate scores above everybody else's; equal is no hit. NaN: no mates."""
-        mated = self.best_genuine > -np.inf
-        hits = self.best_genuine[mated] > self.best_impostor[mated]
+        """Share of hits; NaN: no mates."""
+        hits = self.hits
         return float(hits.mean()) if len(hits) else float("nan")
 
 
@@ -106,6 +122,7 @@ def all_pairs(
     *,
     which: NDArray[np.int64] | None = None,
     keep: int | None = None,
+    people: bool = False,
     block: int = BLOCK,
     where: Callable[[int], str] = "row {}".format,
     progress: Callable[[int], None] | None = None,
@@ -117,24 +134,28 @@ def all_pairs(
         labels: (N,) integers, who each image shows.
         which: (n,) numbers of the images to compare; None: all.
         keep: how many of the largest impostor scores to keep, and with them all genuine ones; None: no scores.
+        people: keep who is on each of these pairs, too: 8 bytes a pair instead of 4.
         block: rows at a time.
         where: how a message names a row.
         progress: told how many more pairs are done.
 
     Raises:
-        InputError: sizes do not fit or a row is not finite.
+        InputError: sizes do not fit, a row is not finite, or more people than can be kept.
     """
-    people = np.asarray(labels)
-    if people.shape != rows.shape[:1] or people.dtype.kind not in "iu":
-        raise InputError(f"labels {people.shape} {people.dtype} must be one integer for each of {len(rows)} embeddings")
+    whose = np.asarray(labels)
+    if whose.shape != rows.shape[:1] or whose.dtype.kind not in "iu":
+        raise InputError(f"labels {whose.shape} {whose.dtype} must be one integer for each of {len(rows)} embeddings")
     chosen = np.arange(len(rows)) if which is None else which
-    order = np.argsort(people[chosen], kind="stable")  # so that few blocks hold genuine pairs
+    order = np.argsort(whose[chosen], kind="stable")  # so that few blocks hold genuine pairs
     images = chosen[order]
-    genuine, impostor = pair_counts(people[images])
-    tally = _Tally(len(images), 0 if keep is None else genuine, min(keep or 0, impostor), block)
+    names, persons = np.unique(whose[images], return_inverse=True)
+    if people and len(names) > MOST_PEOPLE:
+        raise InputError(f"labels: {len(names):,} people; who is on each pair can be kept of {MOST_PEOPLE:,} at most")
+    genuine, impostor = pair_counts(persons)
+    tally = _Tally(persons.astype(np.int32), 0 if keep is None else genuine, min(keep or 0, impostor), block, people)
     for a, b, left, right in _blocks(rows, images, scales(rows, images, where, block), block):
         scores = left @ right.T
-        tally.take(a, b, scores, people[images[a : a + len(left)]], people[images[b : b + len(right)]])
+        tally.take(a, b, scores)
         if progress:
             progress(len(left) * (len(left) - 1) // 2 if a == b else scores.size)
     return tally.result(order)
@@ -153,36 +174,56 @@ def _blocks(
 
 
 class _Tally:
-    """Counts and keeps what :class:`AllPairs` holds, a block at a time; images in the order that blocks have."""
+    """Counts and keeps what :class:`AllPairs` holds, a block at a time.
 
-    def __init__(self, images: int, genuine: int, impostor: int, block: int) -> None:
+    ``persons`` (n,) says who each image shows, in the order that blocks have: rising from 0.
+    """
+
+    def __init__(
+        self, persons: NDArray[np.int32], genuine: int, impostor: int, block: int, people: bool = False
+    ) -> None:
+        self.persons, self.people = persons, people
         self.bins = np.zeros((2, 2 * HALF + 1), np.int64)
-        self.best = np.full((2, images), -np.inf, np.float32)
+        self.best = np.full((2, len(persons)), -np.inf, np.float32)
         self.genuine, self.filled = np.empty(genuine, np.float32), 0
-        self.largest = _Largest(impostor, block * block)
+        self.owners = np.empty(genuine if people else 0, np.int32)
+        self.largest = Largest(impostor, block * block, np.uint64 if people else np.float32)
 
-    def take(self, a: int, b: int, scores: NDArray[np.float32], left: NDArray, right: NDArray) -> None:
-        """A block whose rows are images a, a + 1, ... and whose columns are b, b + 1, ...; labels rise in each."""
+    def take(self, a: int, b: int, scores: NDArray[np.float32]) -> None:
+        """A block whose rows are images a, a + 1, ... and whose columns are b, b + 1, ..."""
+        left, right = self.persons[a : a + len(scores)], self.persons[b : b + scores.shape[1]]
         if a != b and left[-1] < right[0]:  # nobody is on both sides
-            self._impostor(scores.ravel())
+            self._impostor(scores.ravel(), scores, left, right)
             self._improve(1, a, b, scores)
             return
         same = left[:, None] == right
         counted = np.tri(len(left), dtype=np.bool_).T & ~np.eye(len(left), dtype=np.bool_) if a == b else True
-        self._genuine(scores[same & counted])
-        self._impostor(scores[~same & counted])
-        self._improve(0, a, b, np.where(same & counted, scores, -np.inf))
-        self._improve(1, a, b, np.where(~same & counted, scores, -np.inf))
+        mates, others = same & counted, ~same & counted
+        self._genuine(scores[mates], np.broadcast_to(left[:, None], scores.shape)[mates] if self.people else None)
+        apart = np.where(others, scores, -np.inf)
+        self._impostor(scores[others], apart, left, right)
+        self._improve(0, a, b, np.where(mates, scores, -np.inf))
+        self._improve(1, a, b, apart)
 
-    def _genuine(self, scores: NDArray[np.float32]) -> None:
+    def _genuine(self, scores: NDArray[np.float32], owners: NDArray[np.int32] | None) -> None:
         self.bins[0] += _count(scores)
         if len(self.genuine):
-            self.genuine[self.filled : self.filled + len(scores)] = scores
+            new = slice(self.filled, self.filled + len(scores))
+            self.genuine[new] = scores
+            if owners is not None:
+                self.owners[new] = owners
             self.filled += len(scores)
 
-    def _impostor(self, scores: NDArray[np.float32]) -> None:
+    def _impostor(self, scores: NDArray[np.float32], apart: NDArray[np.float32], left: NDArray, right: NDArray) -> None:
+        """``scores`` of a block's impostor pairs, and the block with -inf ``apart`` from them."""
         self.bins[1] += _count(scores)
-        self.largest.add(scores)
+        if not self.people:
+            self.largest.add(scores)
+        elif self.largest.count:
+            floor = self.largest.floor
+            least = np.finfo(np.float32).min if floor is None else unpacked(np.array([floor]))[0][0]
+            row, column = np.nonzero(apart >= least)
+            self.largest.add(packed(apart[row, column], left[row], right[column]))
 
     def _improve(self, kind: int, a: int, b: int, scores: NDArray[np.float32]) -> None:
         for start, axis in ((a, 1), (b, 0)):
@@ -193,37 +234,11 @@ class _Tally:
         """What was found; ``order`` (n,) says which image each place held."""
         best = np.empty_like(self.best)
         best[:, order] = self.best
-        return AllPairs(self.bins[0], self.bins[1], self.genuine, self.largest.scores(), best[0], best[1])
-
-
-class _Largest:
-    """The ``count`` largest scores of any number, in room for a quarter more and one block."""
-
-    def __init__(self, count: int, block: int) -> None:
-        self.count, self.held, self.floor = count, 0, -np.inf
-        self._room = np.empty(count + count // 4 + block if count else 0, np.float32)
-
-    def add(self, scores: NDArray[np.float32]) -> None:
-        """Look through at most a block of scores."""
-        if not self.count:
-            return
-        found = scores[scores > self.floor] if self.floor > -np.inf else scores
-        if self.held + len(found) > len(self._room):
-            self._shrink()
-        self._room[self.held : self.held + len(found)] = found
-        self.held += len(found)
-
-    def _shrink(self) -> None:
-        held = self._room[: self.held]
-        if self.held > self.count:
-            held.partition(self.held - self.count)
-            held[: self.count] = held[self.held - self.count :]
-            self.held, self.floor = self.count, float(held[: self.count].min())
-
-    def scores(self) -> NDArray[np.float32]:
-        """The largest so far, in no order; valid until more are added."""
-        self._shrink()
-        return self._room[: self.held]
+        impostor, both = self.largest.values(), np.empty((0, 2), np.uint16)
+        if self.people:
+            impostor.sort()
+            impostor, both = unpacked(impostor[::-1])
+        return AllPairs(self.bins[0], self.bins[1], self.genuine, impostor, self.owners, both, best[0], best[1])
 
 
 def _count(scores: NDArray[np.float32]) -> NDArray[np.int64]:

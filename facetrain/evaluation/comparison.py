@@ -14,9 +14,11 @@ from facetrain.errors import InputError
 from facetrain.evaluation import comparison_plots as plots
 from facetrain.evaluation.comparison_entries import Entry, Test, read_entries
 from facetrain.evaluation.comparison_table import (
+    OWN_UNIT,
     Column,
     Format,
     Value,
+    any_figure,
     columns,
     differences,
     every_test,
@@ -166,6 +168,7 @@ def _table(entries: Sequence[Entry], chosen: Sequence[Column]) -> dict[str, Any]
         "groups": headings(chosen),
         "labels": [column.label for column in chosen],
         "rows": [(number, name, values) for number, name, values in rows if any(values)],
+        "unit": "In %" + (OWN_UNIT if any_figure(entries, chosen) else ""),
         "impostors": any(value is not None and value.impostors is not None for *_, values in rows for value in values),
         "intervals": any(value is not None and value.interval for *_, values in rows for value in values),
     }

@@ -16,16 +16,25 @@ from facetrain.evaluation.result import Result, switch_text, tpr_name
 from facetrain.evaluation.scores import FEW
 
 Format = Literal["markdown", "csv", "json", "latex"]
+OWN_UNIT = ", other numbers in the unit that ends their name"
+"""What a table's remark on % adds where it has figures."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """One rate with what is known of its spread; ``impostors`` decide it where it is a TPR at a FPR."""
+    """One rate with what is known of its spread; ``impostors`` decide it where it is a TPR at a FPR.
+
+    Or a figure, a number that is no rate: see :attr:`facetrain.evaluation.result.Result.figures`.
+    """
 
     rate: float
     std: float | None = None
     interval: tuple[float, float] | None = None
     impostors: int | None = None
+    figure: bool = False
+
+    def __str__(self) -> str:
+        return figure_text(self.rate) if self.figure else percent(self.rate)
 
     @property
     def few(self) -> bool:
@@ -35,7 +44,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Column:
-    """One rate of one test; ``group`` is the heading over all columns of a test, ``label`` its own."""
+    """One rate or figure of one test; ``group`` is the heading over all columns of a test, ``label`` its own."""
 
     test: Test
     rate: str
@@ -53,6 +62,8 @@ class Column:
         for cell in result.cells:
             if tpr_name(cell.fpr) == self.rate:
                 return Value(cell.tpr, None, result.intervals.get(self.rate), cell.impostors)
+        if self.rate in result.figures:
+            return Value(result.figures[self.rate], figure=True)
         return None
 
 
@@ -75,7 +86,7 @@ def every_test(entries: Sequence[Entry]) -> list[Test]:
 
 
 def columns(entries: Sequence[Entry]) -> list[Column]:
-    """Every rate of every test: its metrics as they come, then its TPRs from the highest FPR to the lowest."""
+    """Every number of every test: metrics as they come, TPRs from the highest FPR to the lowest, then its figures."""
     datasets = [dataset for _, dataset in every_test(entries)]
     found = []
     for test in every_test(entries):
@@ -125,9 +136,18 @@ def headings(chosen: Sequence[Column]) -> list[tuple[str, int]]:
 
 
 def render(entries: Sequence[Entry], chosen: Sequence[Column], format: Format) -> str:
-    """The table as text that ends with a newline; rates in % in Markdown and LaTeX, 0..1 in CSV and JSON."""
+    """The table as text that ends with a newline; rates in % in Markdown and LaTeX, 0..1 in CSV and JSON.
+
+    Figures are in their own unit, which ends their name.
+    """
     writer = {"markdown": _markdown, "csv": _csv, "json": _json, "latex": _latex}[format]
     return writer(entries, chosen)
+
+
+def any_figure(entries: Sequence[Entry], chosen: Sequence[Column]) -> bool:
+    """Whether a table holds numbers that are no rates."""
+    values = (column.value(entry) for entry in entries for column in chosen)
+    return any(value is not None and value.figure for value in values)
 
 
 def percent(rate: float) -> str:
@@ -135,10 +155,16 @@ def percent(rate: float) -> str:
     return f"{100 * rate:.2f}"
 
 
+def figure_text(value: float) -> str:
+    """A number that is no rate: ``0.635``, ``1,500``; what is not 0 is never shown as 0."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:.3f}" if abs(value) >= 0.001 else f"{value:.2g}"
+
+
 def _rates(results: Sequence[Result]) -> list[str]:
     metrics = dict.fromkeys(name for one in results for name in one.metrics if not name.endswith("_std"))
     fprs = sorted({cell.fpr for one in results for cell in one.cells}, reverse=True)
-    return [*metrics, *map(tpr_name, fprs)]
+    figures = dict.fromkeys(name for one in results for name in one.figures)
+    return [*metrics, *map(tpr_name, fprs), *figures]
 
 
 def _is(test: Test, protocol: str, dataset: str) -> bool:
@@ -157,8 +183,9 @@ def _markdown(entries: Sequence[Entry], chosen: Sequence[Column]) -> str:
     rows = ["| " + " | ".join(map(_in_markdown, line)) + " |" for line in lines]
     rows.insert(1, "|" + "|".join([" :-- ", *[" --: "] * len(chosen)]) + "|")
     remarks = [f"**{_in_markdown(str(one))}**" for one in differences(entries)]
+    unit = OWN_UNIT if any_figure(entries, chosen) else ""
     remarks.append(
-        "Rates in %; ± is the spread over folds; in square brackets a 95 % interval; in round brackets "
+        f"Rates in %{unit}; ± is the spread over folds; in square brackets a 95 % interval; in round brackets "
         f"how many impostor scores decide the cell, * marks fewer than {FEW}."
     )
     for test in dict.fromkeys(column.test for column in chosen):
@@ -174,7 +201,7 @@ def _markdown(entries: Sequence[Entry], chosen: Sequence[Column]) -> str:
 def _words(value: Value | None) -> str:
     if value is None:
         return "–"
-    text = percent(value.rate) + (f" ± {percent(value.std)}" if value.std is not None else "")
+    text = str(value) + (f" ± {percent(value.std)}" if value.std is not None else "")
     if value.impostors is not None:
         text += f"{'*' if value.few else ''} ({value.impostors})"
     if value.interval is not None:
@@ -218,8 +245,11 @@ def _json(entries: Sequence[Entry], chosen: Sequence[Column]) -> str:
             value = column.value(entry)
             if value is not None:
                 protocol, dataset = column.test
+                about: dict[str, object] = {"protocol": protocol, "dataset": dataset, "metric": column.rate}
+                if value.figure:
+                    values.append(about | {"figure": value.rate})
+                    continue
                 numbers = {"rate": value.rate, "std": value.std, "interval": value.interval}
-                about = {"protocol": protocol, "dataset": dataset, "metric": column.rate}
                 values.append(about | numbers | {"impostors": value.impostors, "few": value.few})
         switches = {f"{dataset} ({protocol})": one.switches for (protocol, dataset), one in entry.results.items()}
         rows.append({"name": entry.name, "models": entry.models, "values": values, "switches": switches})
@@ -250,7 +280,7 @@ def _latex(entries: Sequence[Entry], chosen: Sequence[Column]) -> str:
 def _number_in_latex(value: Value | None) -> str:
     if value is None:
         return "--"
-    return percent(value.rate) + ("$^{*}$" if value.few else "")
+    return str(value) + ("$^{*}$" if value.few else "")
 
 
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {

@@ -20,7 +20,7 @@ from facetrain.evaluation.allpairs import pair_counts
 from facetrain.evaluation.class_groups import Group, head_and_tail, open_labelled, smallest_count
 from facetrain.evaluation.embedder import Features, open_embedder
 from facetrain.evaluation.openset_scores import TOO_LOW, Protocol, Switches, check_group, score_group
-from facetrain.evaluation.result import Result, save_results, switch_text, tpr_name
+from facetrain.evaluation.result import Result, interval_text, save_results, switch_text, tpr_name
 from facetrain.evaluation.scores import FEW
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ def run_openset(
     out, (table, remarks) = console(), openset_table(results)
     out.print(table)
     out.print(remarks, highlight=False, markup=False)
+    if protocol.intervals is None and protocol.method == "exact" and not all(one.intervals for one in results):
+        out.print("without intervals where the pairs are many; --intervals takes the time", highlight=False)
     if output is not None:
         save_results(results, output)
     return results
@@ -125,10 +127,12 @@ def _score(features: Features, images: Images, group: Group, protocol: Protocol,
         switches=scored.switches,
         metrics=scored.metrics,
         cells=scored.cells,
+        intervals=scored.intervals,
         curves={"roc": scored.roc},
         histogram=scored.histogram,
         images=len(group.which),
         unreadable=len(group.which) - len(readable.which),
+        figures=scored.figures,
     )
 
 
@@ -149,7 +153,9 @@ def openset_table(results: Sequence[Result]) -> tuple[Table, str]:
     remarks = ["rates in %; in round brackets: the impostor scores accepted there"]
     if any("*" in text for texts in lines.values() for text in texts):
         remarks.append(f"* decided by fewer than {FEW} of them")
-    if "angle mean (rad)" in first.switches:
+    if any(one.intervals for one in results):
+        remarks.append("in square brackets: 95 % interval over people")
+    if "angle mean (rad)" in first.figures:
         each = first.switches["angle images of each"]
         remarks.append(f"angle: of an image to the mean of its person's others, {each} images of each person")
     model = f"model {first.model_name} ({first.model[:16]}); {switches}; {first.seconds:.1f} s"
@@ -160,28 +166,30 @@ def _lines(results: Sequence[Result]) -> dict[str, list[str]]:
     """The table's lines: name to a text for each result."""
     columns = []
     for one in results:
-        facts = one.switches
+        facts, figures = one.switches, one.figures
         column = {"images": f"{one.images:,}"}
         if one.unreadable:
             column["left out, unreadable"] = f"{one.unreadable:,}"
         column |= {name: f"{facts[name]:,}" for name in _COUNTS}
         for cell in one.cells:
-            column[tpr_name(cell.fpr)] = _rate(cell.tpr, cell.impostors, cell.few)
+            name = tpr_name(cell.fpr)
+            column[name] = _rate(cell.tpr, cell.impostors) + interval_text(one, name)
         for name, value in one.metrics.items():
-            alarms = facts.get(f"false alarms at {name.removeprefix('TPIR@')}")
-            column[name] = f"{100 * value:.2f}" if alarms is None else _rate(value, int(alarms), int(alarms) < FEW)
-        errors = [float(value) for name, value in facts.items() if name.endswith(TOO_LOW)]
+            alarms = figures.get(f"false alarms at {name.removeprefix('TPIR@')}")
+            text = f"{100 * value:.2f}" if alarms is None else _rate(value, int(alarms))
+            column[name] = text + interval_text(one, name)
+        errors = [value for name, value in figures.items() if name.endswith(TOO_LOW)]
         if errors:
             column[f"TPR{TOO_LOW}"] = f"{100 * max(errors):.4f}"
-        if "angle mean (rad)" in facts:
-            column["angle (rad)"] = f"{facts['angle mean (rad)']:.3f} ± {facts['angle std (rad)']:.3f}"
+        if "angle mean (rad)" in figures:
+            column["angle (rad)"] = f"{figures['angle mean (rad)']:.3f} ± {figures['angle std (rad)']:.3f}"
         columns.append(column)
     names = dict.fromkeys(name for column in columns for name in column)
     return {name: [column.get(name, "–") for column in columns] for name in names}
 
 
-def _rate(value: float, impostors: int, few: bool) -> str:
-    return f"{100 * value:.2f} ({impostors}){'*' if few else ' '}"
+def _rate(value: float, impostors: int) -> str:
+    return f"{100 * value:.2f} ({impostors}){'*' if impostors < FEW else ' '}"
 
 
 def _name(data: Path) -> str:

@@ -23,6 +23,8 @@ from facetrain.evaluation.allpairs import (
 )
 from facetrain.evaluation.class_groups import Group, spread
 from facetrain.evaluation.identification import search, tpir_at_fpir
+from facetrain.evaluation.largest import MOST_PEOPLE
+from facetrain.evaluation.openset_intervals import cheap, openset_intervals, reach
 from facetrain.evaluation.result import Curve, Histogram, thinned, tpr_name
 from facetrain.evaluation.scores import Cell, Rule, deciding_impostors, tpr_at_fpr_split
 from facetrain.keyed import bits, text_key
@@ -32,9 +34,12 @@ Switches = dict[str, str | int | float | bool]
 FPRS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 FPIRS = (0.01, 0.1)
 MOST_KEPT = 1 << 26
-"""Scores that the exact method keeps at most: 256 MiB, and twice as much again while the cells are found."""
+"""Scores that the exact method keeps at most: 256 MiB, and twice as much again while the cells are found.
+
+Half as many with intervals: with each score who is on the pair.
+"""
 TOO_LOW = " too low by at most"
-"""End of the switches that bound the histogram method's error."""
+"""End of the figures that bound the histogram method's error."""
 _PROBES = 8192  # probes searched at once
 
 
@@ -50,6 +55,8 @@ class Protocol:
         fprs: rates of the table; those that not even one impostor pair would decide are left out, but the largest.
         fpirs: rates of the open-set search.
         seed: of the draw of people and gallery images.
+        intervals: of TPR@FPR and rank-1, over people; None: where they cost some seconds at most. The histogram method
+            has none.
     """
 
     flip: bool = True
@@ -58,6 +65,7 @@ class Protocol:
     fprs: Sequence[float] = FPRS
     fpirs: Sequence[float] = FPIRS
     seed: int = 0
+    intervals: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,8 @@ class Scored:
     roc: Curve
     histogram: Histogram
     switches: Switches
+    figures: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
 
 
 def check_group(labels: NDArray[np.int64], group: Group, protocol: Protocol) -> None:
@@ -81,12 +91,30 @@ def check_group(labels: NDArray[np.int64], group: Group, protocol: Protocol) -> 
             f"{what} are {people} with {len(group.which)} images: {genuine} same-person and {impostor} "
             "different-person pairs; at least one of each is needed"
         )
-    kept = genuine + _keep(impostor, protocol)
+    if protocol.intervals and protocol.method == "histogram":
+        raise InputError("--intervals needs the scores, which --method histogram does not keep; leave one of them out")
+    if protocol.intervals and people > MOST_PEOPLE:
+        raise InputError(f"{what} are {people:,}; --intervals can tell {MOST_PEOPLE:,} apart")
+    wanted = _wants_intervals(genuine, impostor, people, protocol)
+    kept = _kept(genuine, impostor, people if wanted else 0, protocol)
     if protocol.method == "exact" and kept > MOST_KEPT:
+        remedy = "--no-intervals, or --method histogram" if wanted else "--method histogram"
         raise InputError(
             f"{what} make {genuine:,} same-person pairs and {impostor:,} others, of which the exact method would keep "
-            f"{kept:,} scores ({kept * 4 / 1e9:.1f} GB); use --method histogram"
+            f"{kept:,} numbers ({kept * 4 / 1e9:.1f} GB); use {remedy}"
         )
+
+
+def _wants_intervals(genuine: int, impostor: int, people: int, protocol: Protocol) -> bool:
+    """Whether a group gets intervals; where that is left open, if time, memory and numbers of people allow it."""
+    if protocol.intervals is not None or protocol.method == "histogram":
+        return bool(protocol.intervals)
+    return cheap(genuine, people) and people <= MOST_PEOPLE and _kept(genuine, impostor, people, protocol) <= MOST_KEPT
+
+
+def _kept(genuine: int, impostor: int, people: int, protocol: Protocol) -> int:
+    """Numbers of four bytes that the exact method keeps of pairs; ``people`` is 0 without intervals."""
+    return (genuine + _keep(impostor, people, protocol)) * (2 if people else 1)
 
 
 def _rates(impostor: int, protocol: Protocol) -> list[float]:
@@ -95,8 +123,11 @@ def _rates(impostor: int, protocol: Protocol) -> list[float]:
     return falling[:1] + [fpr for fpr in falling[1:] if fpr * impostor >= 1]
 
 
-def _keep(impostor: int, protocol: Protocol) -> int:
-    return deciding_impostors(impostor, _rates(impostor, protocol), protocol.rule)
+def _keep(impostor: int, people: int, protocol: Protocol) -> int:
+    """How many impostor scores are kept; ``people`` is 0 without intervals."""
+    fprs = _rates(impostor, protocol)
+    deciding = deciding_impostors(impostor, fprs, protocol.rule)
+    return max([deciding, *(reach(impostor, people, fpr) for fpr in fprs if people)])
 
 
 def score_group(
@@ -125,43 +156,47 @@ def score_group(
     """
     check_group(labels, group, protocol)
     genuine, impostor = pair_counts(labels[group.which])
+    persons = np.unique(labels[group.which], return_inverse=True)[1]
+    people = int(persons.max()) + 1
+    wanted = _wants_intervals(genuine, impostor, people, protocol)
     pairs = all_pairs(
         rows,
         labels,
         which=group.which,
-        keep=_keep(impostor, protocol) if protocol.method == "exact" else None,
+        keep=_keep(impostor, people if wanted else 0, protocol) if protocol.method == "exact" else None,
+        people=wanted,
         where=where,
         progress=progress,
     )
-    switches: Switches = {"flip": protocol.flip, "FPR rule": protocol.rule, "method": protocol.method}
-    switches["people"] = len(np.unique(labels[group.which]))
-    switches |= {"genuine pairs": genuine, "impostor pairs": impostor}
     cells, bounds = _cells(pairs, impostor, protocol)
-    found, searched = open_search(rows, labels, group.which, protocol, where)
+    found, sizes, alarms = open_search(rows, labels, group.which, protocol, where)
     angles = spread(rows, labels, group.which, each)
-    if angles.people:
-        switches["angle mean (rad)"], switches["angle std (rad)"] = round(angles.mean, 6), round(angles.std, 6)
+    switches: Switches = {"flip": protocol.flip, "FPR rule": protocol.rule, "method": protocol.method}
+    switches |= {"bin width": BIN} if protocol.method == "histogram" else {}
+    switches |= {"people": people, "genuine pairs": genuine, "impostor pairs": impostor}
     switches |= {"angle people": angles.people, "angle images of each": each}
+    spreads = {"angle mean (rad)": angles.mean, "angle std (rad)": angles.std} if angles.people else {}
     points = roc_of_bins(pairs)
     return Scored(
         {"rank-1": pairs.rank1} | found,
         tuple(cells),
         thinned(points.fpr, points.tpr),
         _histogram(pairs),
-        switches | bounds | searched,
+        switches | sizes,
+        {name: round(value, 6) for name, value in spreads.items()} | bounds | alarms,
+        openset_intervals(pairs, persons, [cell.fpr for cell in cells], protocol.rule) if wanted else {},
     )
 
 
-def _cells(pairs: AllPairs, impostor: int, protocol: Protocol) -> tuple[list[Cell], Switches]:
-    """The TPR@FPR table, and what is to be said about the histogram method's."""
+def _cells(pairs: AllPairs, impostor: int, protocol: Protocol) -> tuple[list[Cell], dict[str, float]]:
+    """The TPR@FPR table, and the bounds of the histogram method's errors."""
     fprs = _rates(impostor, protocol)
     if protocol.method == "exact":
         return tpr_at_fpr_split(pairs.genuine, pairs.impostor, fprs, protocol.rule, impostor), {}
     found = binned_cells(pairs, fprs, protocol.rule)
-    about: Switches = {"bin width": BIN}
-    if protocol.rule == "strict":
-        about |= {f"{tpr_name(cell.fpr)}{TOO_LOW}": round(error, 9) for cell, error in found}
-    return [cell for cell, _ in found], about
+    strict = protocol.rule == "strict"
+    bounds = {f"{tpr_name(cell.fpr)}{TOO_LOW}": round(error, 9) for cell, error in found if strict}
+    return [cell for cell, _ in found], bounds
 
 
 def draw_gallery(
@@ -189,8 +224,8 @@ def open_search(
     which: NDArray[np.int64],
     protocol: Protocol,
     where: Callable[[int], str] = "row {}".format,
-) -> tuple[dict[str, float], Switches]:
-    """TPIR@FPIR of a search among the people that :func:`draw_gallery` enrols, and who was searched for.
+) -> tuple[dict[str, float], Switches, dict[str, float]]:
+    """TPIR@FPIR of a search among the people that :func:`draw_gallery` enrols, who was searched for, and false alarms.
 
     The strict rule of :func:`facetrain.evaluation.identification.tpir_at_fpir` is used.
     """
@@ -209,8 +244,8 @@ def open_search(
         "non-mated probes": int((~mated).sum()),
         "seed": protocol.seed,
     }
-    switches |= {f"false alarms at FPIR={cell.fpr:g}": cell.impostors for cell in cells}
-    return {f"TPIR@FPIR={cell.fpr:g}": cell.tpr for cell in cells}, switches
+    alarms = {f"false alarms at FPIR={cell.fpr:g}": float(cell.impostors) for cell in cells}
+    return {f"TPIR@FPIR={cell.fpr:g}": cell.tpr for cell in cells}, switches, alarms
 
 
 def _histogram(pairs: AllPairs) -> Histogram:

@@ -60,7 +60,9 @@ class Result:
     """One protocol on one data set and one model.
 
     Rates (``metrics``, ``cells``, ``intervals``) lie in 0..1. ``intervals`` holds 95 % intervals, from a bootstrap over
-    subjects where the protocol says nothing else, under a metric's name or ``TPR@1e-3`` for a cell.
+    subjects where the protocol says nothing else, under a metric's name or ``TPR@1e-3`` for a cell. ``switches`` say
+    how and on what was judged, the same for every model; numbers that depend on the model and are no rates are
+    ``figures``, finite, with their unit at the end of their name: ``angle mean (rad)``.
     """
 
     protocol: str
@@ -77,6 +79,7 @@ class Result:
     images: int = 0
     unreadable: int = 0
     seconds: float = 0.0
+    figures: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in self.metrics.items():
@@ -88,6 +91,8 @@ class Result:
             _expect(cell.impostors >= 0, f"cells: {name} is decided by {cell.impostors} impostor scores")
         for name, (low, high) in self.intervals.items():
             _expect(0 <= low <= high <= 1, f"intervals: {name} = {low:g} to {high:g} is no interval of rates")
+        for name, value in self.figures.items():
+            _expect(bool(np.isfinite(value)), f"figures: {name} = {value:g} is no finite number")
         _expect(0 <= self.unreadable <= self.images, f"{self.unreadable} of {self.images} images cannot be unreadable")
 
     def save(self, path: Path) -> None:
@@ -221,34 +226,33 @@ def switch_text(switches: dict[str, str | int | float | bool]) -> str:
     return ", ".join(f"{name} {words[value] if isinstance(value, bool) else value}" for name, value in switches.items())
 
 
+def interval_text(one: Result, name: str) -> str:
+    """The interval of a metric or cell as the table's second line, in %; "" where there is none."""
+    if name not in one.intervals:
+        return ""
+    low, high = one.intervals[name]
+    return f"\n[{100 * low:.2f}, {100 * high:.2f}]"
+
+
 def _caption(one: Result) -> str:
     model = f"{one.model_name} ({one.model[:16]})" if one.model else one.model_name
     images = f"{one.images:,} images" + (f", {one.unreadable:,} UNREADABLE" if one.unreadable else "")
     switches = f"; {switch_text(one.switches)}" if one.switches else ""
-    return f"{one.dataset}, {one.protocol}: model {model}; {images}{switches}; {one.seconds:.1f} s"
+    figures = "".join(f"; {name} {value:g}" for name, value in one.figures.items())
+    return f"{one.dataset}, {one.protocol}: model {model}; {images}{switches}{figures}; {one.seconds:.1f} s"
 
 
 def _metric_text(one: Result, name: str) -> str:
     if name not in one.metrics:
         return "–"
     spread = one.metrics.get(f"{name}_std")
-    return (
-        f"{100 * one.metrics[name]:.2f}"
-        + (f" ± {100 * spread:.2f}" if spread is not None else "")
-        + _interval(one, name)
-    )
+    text = f"{100 * one.metrics[name]:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
+    return text + interval_text(one, name)
 
 
 def _cell_text(one: Result, cell: Cell) -> str:
     text = f"{100 * cell.tpr:.2f} ({cell.impostors}){'*' if cell.few else ' '}"
-    return text + _interval(one, tpr_name(cell.fpr))
-
-
-def _interval(one: Result, name: str) -> str:
-    if name not in one.intervals:
-        return ""
-    low, high = one.intervals[name]
-    return f"\n[{100 * low:.2f}, {100 * high:.2f}]"
+    return text + interval_text(one, tpr_name(cell.fpr))
 
 
 def _expect(holds: bool, otherwise: str) -> None:

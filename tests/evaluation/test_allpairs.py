@@ -59,6 +59,25 @@ def test_every_pair_is_scored_once(block, dtype):
     assert found.rank1 == pytest.approx((labels[nearest] == labels)[mated].mean(), abs=1e-12)
 
 
+@pytest.mark.parametrize("block", [1, 5, 16, 200])
+@pytest.mark.parametrize("keep", [0, 40, 1000, 10**6])
+def test_who_is_on_each_pair(block, keep):
+    rows, labels = signs(90, 11, seed=7)
+    labels = 50 - 7 * labels
+    plain, found = (all_pairs(rows, labels, keep=keep, block=block, people=people) for people in (False, True))
+    assert_equal(found, plain)
+    assert len(plain.genuine_people) == len(plain.impostor_people) == 0
+    scores, same, _ = brute(rows, labels)
+    persons = np.unique(labels, return_inverse=True)[1]
+    first, second = np.triu_indices(90, 1)
+    both = np.sort(np.stack((persons[first], persons[second]), axis=1), axis=1)
+    expected = sorted(zip(scores[same], both[same, 0], strict=True))
+    assert sorted(zip(found.genuine.tolist(), found.genuine_people.tolist(), strict=True)) == expected
+    falling = sorted(((score, *pair) for score, pair in zip(scores[~same], both[~same].tolist(), strict=True)))[::-1]
+    ours = zip(found.impostor.tolist(), *found.impostor_people.T.tolist(), strict=True)
+    assert list(ours) == falling[:keep]  # of equal scores those of the people with the highest numbers
+
+
 @pytest.mark.parametrize("block", [1, 3, 16, 50])
 def test_blocks_do_not_matter(block):
     rows, labels = signs(51, 9)
@@ -200,18 +219,22 @@ def test_what_cannot_be_compared_is_named():
         all_pairs(rows, labels.astype(float))
     with pytest.raises(InputError, match=r"embeddings \(30,\) float32 must be \(N, D\) real numbers"):
         all_pairs(rows[:, 0], labels)
+    many = np.zeros((65_537, 1), np.float32)
+    with pytest.raises(InputError, match="labels: 65,537 people; who is on each pair can be kept of 65,536 at most"):
+        all_pairs(many, np.arange(65_537), keep=1, people=True)
     with pytest.raises(InputError, match="int64 must be"):
         all_pairs(rows.astype(int), labels)
 
 
-def test_memory_stays_below_the_features():
+@pytest.mark.parametrize("people", [False, True])
+def test_memory_stays_below_the_features(people):
     """6,000 images: their matrix would be 144 MB, the features are 12.3 MB."""
     rng = np.random.default_rng(0)
     rows, labels = rng.normal(size=(6000, 512)).astype(np.float32), np.arange(6000) // 10
     keep, block = 20_000, 128
-    fixed = 4 * (1.25 * keep + 30 * block * block) + 8 * 8 * (2 * HALF + 1)
+    fixed = 4 * (1.25 * keep * (4 if people else 1) + 30 * block * block) + 8 * 8 * (2 * HALF + 1)
     tracemalloc.start()
-    all_pairs(rows, labels, keep=keep, block=block)
+    all_pairs(rows, labels, keep=keep, block=block, people=people)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 0.5 * rows.nbytes + fixed

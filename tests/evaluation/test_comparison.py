@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from made_up_runs import made_up_ijbc, made_up_megaface, made_up_run
@@ -66,6 +67,18 @@ def test_the_page_is_complete_and_needs_nothing_from_outside(sources, capsys):
         "flip yes, FPR rule strict",
     ):
         assert expected in words, expected
+    assert "NOT comparable" not in words
+
+
+def test_figures_are_in_their_own_unit(sources):
+    one = replace(made_up_megaface("1a" * 32), figures={"angle mean (rad)": 0.6354, "false alarms": 1500.0})
+    one.save(read_entries(sources)[0].sources[0].parent / "figures.json")
+    assert cli.main(["report", *sources, "figures.json"]) == 0
+    with open("comparison.html", encoding="utf-8") as file:
+        words = words_of(Page(file.read()))
+    assert "0.635 1,500" in words
+    assert "In %, other numbers in the unit that ends their name." in words
+    assert words.count("In %, other numbers") == 1
     assert "NOT comparable" not in words
 
 

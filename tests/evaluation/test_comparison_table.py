@@ -139,6 +139,29 @@ def test_json_is_read_back(entries):
     assert tree["rows"][1]["switches"] == {"IJB-C (ijb-1:1)": {"flip": False, "FPR rule": "strict"}}
 
 
+def test_figures_are_columns_in_their_own_unit_and_make_nothing_incomparable():
+    figures = {"angle mean (rad)": 0.6354, "false alarms": 1500.0, "too low by": 2e-5}
+    rows = [
+        entry("a", replace(made_up_lfw(), figures=figures)),
+        entry("b", replace(made_up_lfw(), figures=figures | {"angle mean (rad)": 0.5})),
+        entry("c", made_up_lfw()),
+    ]
+    assert differences(rows) == []
+    chosen = columns(rows)
+    assert [column.label for column in chosen[3:]] == list(figures)
+    lines = render(rows, chosen, "markdown").splitlines()
+    assert lines[0].endswith("| lfw angle mean (rad) | lfw false alarms | lfw too low by |")
+    assert lines[2].endswith("| 0.635 | 1,500 | 2e-05 |")
+    assert lines[4].endswith("| – | – | – |")
+    assert "Rates in %, other numbers in the unit that ends their name; ±" in lines[6]
+    assert "Rates in %; ±" in render(rows[2:], columns(rows[2:]), "markdown")
+    read = list(csv.DictReader(io.StringIO(render(rows, chosen, "csv"))))
+    assert [row["lfw angle mean (rad)"] for row in read] == ["0.6354", "0.5", ""]
+    values = json.loads(render(rows, chosen, "json"))["rows"][0]["values"]
+    assert values[3] == {"protocol": "lfw", "dataset": "lfw", "metric": "angle mean (rad)", "figure": 0.6354}
+    assert r" & 0.635 & 1,500 & 2e-05 \\" in render(rows, chosen, "latex")
+
+
 def test_latex_has_the_papers_numbers(entries):
     text = render(entries, table_6(entries), "latex")
     body = text[text.index("\\midrule") : text.index("\\bottomrule")]

@@ -16,6 +16,8 @@ from facetrain.checkpoint import write_backbone
 from facetrain.config import ModelConfig
 from facetrain.data.images import encode_jpeg
 from facetrain.errors import InputError
+from facetrain.evaluation.comparison_entries import Entry
+from facetrain.evaluation.comparison_table import differences
 from facetrain.evaluation.openset import openset_table, run_openset
 from facetrain.evaluation.openset_scores import Protocol
 from facetrain.evaluation.result import read_results
@@ -67,10 +69,45 @@ def test_what_is_written_is_what_was_found(here, capsys):
     assert one.switches["angle images of each"] == 2
     said = capsys.readouterr().out
     assert f"{100 * one.cells[0].tpr:.2f} (16)" in said
-    assert f"{one.switches['angle mean (rad)']:.3f} ± {one.switches['angle std (rad)']:.3f}" in said
+    assert list(one.figures) == [
+        *("angle mean (rad)", "angle std (rad)"),
+        *("false alarms at FPIR=0.01", "false alarms at FPIR=0.1"),
+    ]
+    assert f"{one.figures['angle mean (rad)']:.3f} ± {one.figures['angle std (rad)']:.3f}" in said
+    assert f"{100 * one.metrics['TPIR@FPIR=0.1']:.2f} ({one.figures['false alarms at FPIR=0.1']:.0f})" in said
+    assert list(one.intervals) == ["TPR@1e-1", "TPR@1e-2", "rank-1"]
+    for low, high in one.intervals.values():
+        assert f"[{100 * low:.2f}, {100 * high:.2f}]" in said
+    assert "in square brackets: 95 % interval over people" in " ".join(said.split())
     assert f"model {here / 'rows.npy'} ({one.model[:16]}); flip yes, FPR rule strict, method exact, seed 0" in " ".join(
         said.split()
     )
+
+
+@pytest.mark.parametrize("method", ["exact", "histogram"])
+def test_any_two_models_can_be_compared(here, method):
+    """Whatever depends on the model is no switch."""
+    np.save(here / "other.npy", np.random.default_rng(2).normal(size=(20, 9)).astype(np.float32))
+    found = [
+        run_openset(here / name, here / "people", Protocol(method=method), classes_of=here / "trained")
+        for name in ("rows.npy", "other.npy")
+    ]
+    entries = [Entry(str(i), {(one.protocol, one.dataset): one for one in each}) for i, each in enumerate(found)]
+    assert differences(entries) == []
+    assert found[0][0].figures.keys() == found[1][0].figures.keys()
+    assert found[0][0].figures != found[1][0].figures
+
+
+def test_intervals_can_be_left_out_and_their_absence_is_told(here, capsys, monkeypatch):
+    for protocol in (Protocol(intervals=False), Protocol(method="histogram")):
+        assert run_openset(here / "rows.npy", here / "people", protocol)[0].intervals == {}
+        said = capsys.readouterr().out
+        assert "square brackets" not in said
+        assert "--intervals" not in said
+    monkeypatch.setattr("facetrain.evaluation.openset_intervals.CHEAP", 0)
+    assert run_openset(here / "rows.npy", here / "people")[0].intervals == {}
+    assert "without intervals where the pairs are many; --intervals takes the time" in capsys.readouterr().out
+    assert run_openset(here / "rows.npy", here / "people", Protocol(intervals=True))[0].intervals
 
 
 def test_head_and_tail_are_results_of_their_own(here):
@@ -204,13 +241,18 @@ def test_mistakes_are_named_before_anything_is_embedded(here, monkeypatch, chang
 
 def test_the_command(here, capfd):
     words = "eval openset rows.npy people --classes-of trained --head-threshold 5 --output out.json --rule nearest"
-    assert cli.main([*words.split(), "--no-cache", "--device", "cpu", "--spread-images", "3", "--no-flip"]) == 0
+    assert (
+        cli.main(
+            [*words.split(), "--no-cache", "--device", "cpu", "--spread-images", "3", "--no-flip", "--no-intervals"]
+        )
+        == 0
+    )
     assert "people, tail" in capfd.readouterr().out
     found = read_results(here / "out.json")
     expected = run_openset(
         Path("rows.npy"),
         here / "people",
-        Protocol(flip=False, rule="nearest"),
+        Protocol(flip=False, rule="nearest", intervals=False),
         classes_of=here / "trained",
         head_threshold=5,
         spread_images=3,

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from facetrain.errors import InputError
-from facetrain.evaluation import openset_scores
+from facetrain.evaluation import openset_intervals, openset_scores
 from facetrain.evaluation.allpairs import BIN
 from facetrain.evaluation.class_groups import Group
+from facetrain.evaluation.largest import MOST_PEOPLE
 from facetrain.evaluation.openset_scores import Protocol, check_group, draw_gallery, open_search, score_group
 from facetrain.evaluation.result import tpr_name
 from facetrain.evaluation.scores import tpr_at_fpr
@@ -57,7 +58,7 @@ def test_the_histogram_method_is_as_good_as_it_says():
     )
     assert binned.switches["bin width"] == BIN
     for true, cell in zip(exact.cells, binned.cells, strict=True):
-        bound = binned.switches[f"{tpr_name(cell.fpr)} too low by at most"]
+        bound = binned.figures[f"{tpr_name(cell.fpr)} too low by at most"]
         assert 0 <= true.tpr - cell.tpr <= bound + 1e-9
         assert cell.impostors <= true.impostors
     assert exact.metrics == binned.metrics
@@ -81,13 +82,13 @@ def test_the_bound_belongs_to_the_strict_rule():
     rows, labels = people(count=60)
     for rule in ("strict", "nearest"):
         scored = score_group(rows, labels, everybody(labels), Protocol(method="histogram", rule=rule), each=2)
-        assert any("too low by at most" in name for name in scored.switches) == (rule == "strict")
+        assert any("too low by at most" in name for name in scored.figures) == (rule == "strict")
 
 
 def test_open_search_by_definition():
     rows, labels = people(seed=3)
     which = np.arange(20, 290)
-    found, switches = open_search(rows, labels, which, Protocol(fpirs=(0.05, 0.2, 1.0), seed=5))
+    found, switches, alarms = open_search(rows, labels, which, Protocol(fpirs=(0.05, 0.2, 1.0), seed=5))
     gallery, probes = draw_gallery(labels, which, 5)
     unit = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     enrolled = {labels[i]: i for i in gallery}
@@ -103,7 +104,7 @@ def test_open_search_by_definition():
             and all(unit[p] @ unit[g] < unit[p] @ unit[enrolled[labels[p]]] for g in gallery if labels[g] != labels[p])
         ]
         assert found[f"TPIR@FPIR={fpir:g}"] == pytest.approx(len(hits) / len(mates), abs=1e-12)
-        assert switches[f"false alarms at FPIR={fpir:g}"] == sum(s >= min(allowed) for s in strangers)
+        assert alarms[f"false alarms at FPIR={fpir:g}"] == sum(s >= min(allowed) for s in strangers)
     assert (switches["gallery"], switches["mated probes"]) == (len(gallery), len(mates))
     assert switches["non-mated probes"] == len(strangers)
 
@@ -173,7 +174,38 @@ def test_what_cannot_be_scored_is_named(monkeypatch):
     with pytest.raises(InputError, match="2 of 300 are not finite, the first that of album page 8;"):
         score_group(rows, labels, everybody(labels), Protocol(), each=2, where="album page {}".format)
     monkeypatch.setattr(openset_scores, "MOST_KEPT", 1000)
-    with pytest.raises(InputError, match=r"would keep 5,\d\d\d scores \(0\.0 GB\); use --method histogram"):
+    with pytest.raises(InputError, match=r"would keep 5,\d\d\d numbers \(0\.0 GB\); use --method histogram"):
         check_group(labels, everybody(labels), Protocol())
+    with pytest.raises(
+        InputError, match=r"would keep 2\d,\d\d\d numbers .*; use --no-intervals, or --method histogram"
+    ):
+        check_group(labels, everybody(labels), Protocol(intervals=True))
     check_group(labels, everybody(labels), Protocol(method="histogram"))
     check_group(labels, everybody(labels), Protocol(fprs=(1e-4,), method="histogram"))
+    with pytest.raises(InputError, match="--intervals needs the scores, which --method histogram does not keep"):
+        check_group(labels, everybody(labels), Protocol(method="histogram", intervals=True))
+    many = np.append(np.arange(MOST_PEOPLE + 1), 0)
+    rare = Protocol(fprs=(1e-8,))
+    check_group(many, everybody(many), replace(rare, intervals=False))
+    with pytest.raises(InputError, match="the people are 65,537; --intervals can tell 65,536 apart"):
+        check_group(many, everybody(many), replace(rare, intervals=True))
+
+
+def test_intervals_change_nothing_else_and_are_made_where_they_are_cheap(monkeypatch):
+    rows, labels = people()
+
+    def scored(**changes):
+        return score_group(rows, labels, everybody(labels), Protocol(**changes), each=3)
+
+    plain, left_open = scored(intervals=False), scored()
+    assert plain.intervals == {}
+    assert list(left_open.intervals) == ["TPR@1e-1", "TPR@1e-2", "TPR@1e-3", "TPR@1e-4", "rank-1"]
+    assert replace(left_open, intervals={}) == plain
+    assert scored(method="histogram").intervals == {}
+    with monkeypatch.context() as change:
+        change.setattr(openset_intervals, "CHEAP", 1500)  # 1,439 same-person pairs, and 30 people
+        assert scored() == plain
+        assert scored(intervals=True) == left_open
+    with monkeypatch.context() as change:
+        change.setattr(openset_scores, "MOST_KEPT", 10_000)
+        assert scored() == plain

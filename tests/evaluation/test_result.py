@@ -45,6 +45,7 @@ def made_up(**changes):
             100,
             3,
             1.5,
+            {"angle mean (rad)": 0.75, "false alarms": 1500.0},
         ),
         **changes,
     )
@@ -62,6 +63,14 @@ def test_a_result_comes_back_as_it_was(tmp_path):
     assert read_results(tmp_path / "two.json") == [made_up(), bare]
     with pytest.raises(InputError, match=r"two\.json is not .*: it holds 2 results where one is expected"):
         read_result(tmp_path / "two.json")
+
+
+def test_a_file_from_before_there_were_figures_is_read(tmp_path):
+    made_up().save(tmp_path / "a.json")
+    tree = json.loads((tmp_path / "a.json").read_text())
+    del tree["results"][0]["figures"]
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    assert read_result(tmp_path / "a.json") == made_up(figures={})
 
 
 def test_numpy_scalars_are_written_as_numbers(tmp_path):
@@ -113,6 +122,8 @@ def test_what_is_no_result_file_is_one_line(tmp_path, text, reason):
         (("curves", "cmc", "x"), [1, 5, 2], "curves.cmc: a curve's x must never fall"),
         (("histogram", "edges"), [0.0, 1.0], "histogram: a histogram of B bins needs B [+] 1 edges"),
         (("switches", "flip"), {"on": True}, "switches.flip"),
+        (("figures", "false alarms"), "50", "figures.false alarms: input should be a valid number"),
+        (("figures", "false alarms"), 1e999, "figures: false alarms = inf is no finite number"),
     ],
 )
 def test_a_value_that_is_not_what_it_must_be_is_named(tmp_path, where, value, reason):
@@ -200,7 +211,7 @@ def test_the_console_table_shows_numbers_beside_their_switches():
         "[97.00, 99.00]",
         "0.00 (0)*",
         "model runs/<b>[red]demo (abababababababab); 100 images, 3 UNREADABLE",
-        "flip yes, score dot product, factor 2, shift 0.5",
+        "flip yes, score dot product, factor 2, shift 0.5; angle mean (rad) 0.75; false alarms 1500; 1.5 s",
         "agedb[bold]",
         "* decided by fewer than 10 of them",
     ):

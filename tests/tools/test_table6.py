@@ -88,7 +88,8 @@ def test_a_study_from_its_data_to_its_table(here, capsys, monkeypatch):
     )
     # Each LEAP cell is 1 and 1.1 points above its pair: 1.05 +- t(0.975, 1) * 0.0707 / sqrt(2).
     assert "| 2 x 6, 4 x 2 | LEAP-CV - CosFace | 2 | **+1.05 (+0.41 .. +1.69)** |" in printed
-    assert "| 2 x 6, 4 x 2 | CosFace | 2 | 91.00 ± 1.41 | 86.00 ± 1.41 | 80.00 ± 0.00 | 0.110 ± 0.000 |" in printed
+    numbers = "91.00 ± 1.41 | 86.00 ± 1.41 | 80.00 ± 0.00 | 0.600 ± 0.000 | 0.110 ± 0.000 |"
+    assert f"| 2 x 6, 4 x 2 | CosFace | 2 | {numbers}" in printed
     assert (
         "| LEAP-CV | CosFace | leap.start_epoch: None to 1.0, leap.track: True to False, leap.variant: off" in printed
     )
@@ -97,7 +98,7 @@ def test_a_study_from_its_data_to_its_table(here, capsys, monkeypatch):
     assert (row["seeds"], row["pairs"], row["baseline"], row["unit"]) == ("2", "2", "cosface", "%")
     assert float(row["difference"]) == pytest.approx(1.05)
     each = list(csv.DictReader((here / "out/cells.csv").open()))
-    assert len(each) == 4 * 6
+    assert len(each) == 4 * 7
 
 
 def test_a_finished_study_starts_nothing(here, capsys):
@@ -329,13 +330,15 @@ def test_the_paper_stands_beside_its_own_settings_only(here, capsys):
 
 
 def test_a_column_that_no_result_has_is_told(here, capsys):
-    asked = "columns: [{evaluation: heldout, value: TPR@1e-7}, {evaluation: heldout, value: rank-1}]\n"
+    asked = "columns: [{evaluation: heldout, value: TPR@1e-7}, {evaluation: heldout, value: rank-1}, {evaluation: "
+    asked += "heldout, value: angle mean (rad), unit: rad}]\n"
     change(here / "study.yaml", "methods:", asked + "methods:")
     assert table6.main(["study.yaml"]) == 0
-    line = "Absent: heldout TPR@1e-7: no result has TPR@1e-7; they have TPR@1e-2, TPR@1e-3, rank-1."
+    line = "Absent: heldout TPR@1e-7: no result has TPR@1e-7; they have TPR@1e-2, TPR@1e-3, angle mean (rad), rank-1."
     printed = capsys.readouterr().out
     assert line in printed
-    assert "| setting | method | seeds | heldout rank-1 |" in printed
+    assert "| setting | method | seeds | heldout rank-1 | heldout angle mean (rad), rad |" in printed
+    assert "| 2 x 6, 4 x 2 | CosFace | 2 | 80.00 ± 0.00 | 0.600 ± 0.000 |" in printed
 
 
 def test_two_drivers_do_not_share_a_folder(here, capsys):
