@@ -3,7 +3,7 @@
 
 A round is ``leap.sync_interval`` steps, so that the update of centres and angles has its share. As in the paper's
 <H5K, T20K>, four of five classes are tail with 5 images, the others have 100: one image in six is of a tail class, and
-each of those gets a cloud, which is the most that can be.
+each of those gets a cloud, which is the most that ``leap.variant: vanilla`` can ask for.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def main() -> None:
         return
     sections = []
     for classes in options.classes:
-        memory = {name: _memory(name, classes, options) for name in SIDES} if options.memory else {}
+        memory = {name: _memory(name, classes, options) for name in options.sides} if options.memory else {}
         classifier = _classifier(classes, options, device)  # one for all sides: a million classes are 4 GB
-        made = {name: build(name, classifier, options) for name in SIDES}
+        made = {name: build(name, classifier, options) for name in options.sides}
         timings = in_turns(made, options.rounds, device, warmup=1)
         state = _state_bytes(classes, options)
         del made, classifier
@@ -68,6 +68,7 @@ def _options() -> argparse.Namespace:
     options.add_argument("--classes", type=int, nargs="+", default=[100_000])
     options.add_argument("--batch", type=int, default=512)
     options.add_argument("--embedding", type=int, default=512)
+    options.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="which, LEAP off among them")
     options.add_argument("--no-memory", dest="memory", action="store_false", help="times only")
     options.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     return options.parse_args()
