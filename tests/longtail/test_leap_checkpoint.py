@@ -106,3 +106,12 @@ def _save_without_leap(output):
     state = _state(World(), None, output)
     _advance(state, 2)
     return state.save(ABOUT), None, None
+
+
+def test_statistics_alone_change_no_bit_of_the_training(tmp_path):
+    """LEAP off, and LEAP before its clouds begin, are the plain loss."""
+    plain, tracking = (_state(World(), leap, tmp_path) for leap in (None, VANILLA))
+    tracking.leap.start_step = STEPS
+    assert _advance(plain, STEPS) == _advance(tracking, STEPS)
+    assert torch.equal(plain.classifier.weight, tracking.classifier.weight)
+    assert tracking.leap.variance.isfinite().any()
