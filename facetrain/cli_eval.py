@@ -97,13 +97,13 @@ def show_cache(
     cache: CacheOption = None,
     clear: Annotated[bool, typer.Option("--clear", help="remove what no process is using")] = False,
 ) -> None:
-    """List the embeddings that evaluations keep, with their sizes, or remove them."""
+    """List the embeddings that evaluations keep, with size, date, model and images, or remove them."""
     from facetrain.evaluation import cache_folder
 
     folder = cache_folder.cache_folder(cache)
     entries = [] if folder is None else cache_folder.clear(folder) if clear else cache_folder.kept(folder)
     for one in entries:
-        typer.echo(f"{one.folder.name}  {one.size / 1e6:9,.1f} MB  {one.text}")
+        typer.echo(f"{one.folder.name}  {one.size / 1e6:9,.1f} MB  {one.written:%Y-%m-%d %H:%M}  {one.text}")
     total = sum(one.size for one in entries) / 1e6
     typer.echo(f"{folder}: {total:,.1f} MB of embeddings{' removed' if clear else ''}")
 
@@ -133,6 +133,12 @@ def openset(
         int | None, typer.Option(min=2, help="images a person for the angular spread; left out: the fewest anybody has")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of who is enrolled in the open-set search")] = 0,
+    intervals: Annotated[
+        bool | None,
+        typer.Option(
+            "--intervals/--no-intervals", help="95 % intervals over people; left out: where they take seconds"
+        ),
+    ] = None,
     skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="leave out damaged images")] = False,
     output: Output = None,
     cache: CacheOption = None,
@@ -152,7 +158,7 @@ def openset(
             run_openset(
                 model,
                 data,
-                Protocol(flip=flip, rule=rule.value, method=method.value, seed=seed),
+                Protocol(flip=flip, rule=rule.value, method=method.value, seed=seed, intervals=intervals),
                 classes_of=classes_of,
                 head_threshold=head_threshold,
                 spread_images=spread_images,

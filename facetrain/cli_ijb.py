@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from facetrain.cli_options import BatchSize, CacheOption, Device, DeviceOption, Model, NoCache, Nproc, Output, spread
+from facetrain.cli_options import (
+    BatchSize,
+    CacheOption,
+    Device,
+    DeviceOption,
+    Model,
+    NoCache,
+    Nproc,
+    Output,
+    Rule,
+    spread,
+)
 
 
 class Task(StrEnum):
@@ -41,13 +52,6 @@ class Score(StrEnum):
 
     cosine = "cosine"
     arccos = "arccos"
-
-
-class FprRule(StrEnum):
-    """Which point of the ROC a FPR picks."""
-
-    nearest = "nearest"
-    strict = "strict"
 
 
 class FpirRule(StrEnum):
@@ -94,8 +98,8 @@ def _add(app: typer.Typer, stem: str, name: str) -> None:
         ] = None,
         template: Annotated[Fusion | None, typer.Option(help="how media become a template")] = None,
         score: Annotated[Score | None, typer.Option(help="cosine, or 1 - angle / pi")] = None,
-        fpr_rule: Annotated[
-            FprRule | None,
+        rule: Annotated[
+            Rule | None,
             typer.Option(help="nearest: the ROC's point nearest to the FPR; strict: never more than the FPR"),
         ] = None,
         fpir_rule: Annotated[
@@ -129,7 +133,7 @@ def _add(app: typer.Typer, stem: str, name: str) -> None:
                 unit_media=unit_media,
                 template=template and template.value,
                 score=score and score.value,
-                fpr_rule=fpr_rule and fpr_rule.value,
+                fpr_rule=rule and rule.value,
                 fpir_rule=fpir_rule and fpir_rule.value,
             )
             folder = cache_folder(cache, no_cache)

@@ -45,8 +45,8 @@ Model = Annotated[
     Path,
     typer.Argument(
         metavar="MODEL",
-        help="a run's folder, a checkpoint in it, an exported .safetensors file, an .onnx file, or an .npy file of "
-        "features made elsewhere, row i of image i",
+        help="a run's folder, a checkpoint in it, an exported .safetensors file, an .onnx file, the .npz file of "
+        "facetrain embed, or an .npy file of features made elsewhere, row i of image i",
     ),
 ]
 CacheOption = Annotated[

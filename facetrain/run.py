@@ -203,7 +203,9 @@ class _Run:
             save_verification(output, name, result)
         report = write_report(output, self.images, self.verifier.sets)
         if results:
-            monitor.console.print(verification_table(results))
+            table, remarks = verification_table(results)
+            monitor.console.print(table)
+            monitor.console.print(remarks, highlight=False, markup=False)
         monitor.say(f"report       {report}")
         monitor.say(f"checkpoint   {listed(output / 'checkpoints')[-1]}")
         monitor.say(f"TensorBoard  tensorboard --logdir {output / 'tensorboard'}")

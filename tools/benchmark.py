@@ -107,6 +107,13 @@ def _timed_on_gpu(side: Callable[[], object]) -> tuple[float, float]:
     return start.elapsed_time(end) / 1000, time.perf_counter() - before
 
 
+def leave_kernels_to_openblas() -> None:
+    """Start this program again without OPENBLAS_CORETYPE where it is set: BLAS libraries choose for the processor."""
+    if "OPENBLAS_CORETYPE" in os.environ:
+        left = {key: value for key, value in os.environ.items() if key != "OPENBLAS_CORETYPE"}
+        os.execve(sys.executable, [sys.executable, *sys.argv], left)
+
+
 def ratio(side: Spread, floor: Spread) -> str:
     """Median of the rounds' ratios: both sides of a round ran one after the other."""
     return f"{Spread(tuple(a / b for a, b in zip(side.values, floor.values, strict=True))).median:.2f}"

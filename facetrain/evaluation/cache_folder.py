@@ -7,11 +7,13 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from facetrain.errors import InputError
 from facetrain.evaluation.embedding_cache import LOCK, ROWS, STATE, Key, try_lock, whole_number
+from facetrain.strictyaml import one_line
 
 _ENTRY = re.compile("[0-9a-f]{32}")
 
@@ -37,10 +39,14 @@ def cache_folder(wanted: Path | None, off: bool = False) -> Path | None:
 
 @dataclass(frozen=True)
 class Kept:
-    """What a cache holds of one model and one set of images: its folder, bytes on the disk, and what it says."""
+    """What a cache holds of one model and one set of images.
+
+    Its folder, bytes on the disk, when it was written last (local time), and what it says.
+    """
 
     folder: Path
     size: int
+    written: datetime
     text: str
 
 
@@ -52,7 +58,8 @@ def kept(cache: Path) -> list[Kept]:
             files = [file.stat() for file in folder.iterdir()]
             size = sum(file.st_blocks * 512 for file in files)
             newest = max((file.st_mtime for file in files), default=0.0)
-            found.append((newest, folder.name, Kept(folder, size, _described(folder))))
+            written = datetime.fromtimestamp(newest)
+            found.append((newest, folder.name, Kept(folder, size, written, _described(folder))))
     return [one for *_, one in sorted(found, key=lambda each: each[:2])]
 
 
@@ -80,12 +87,14 @@ def clear(cache: Path) -> list[Kept]:
 
 
 def _described(folder: Path) -> str:
-    """An entry in a few words, for people: which model, how many images of how many."""
+    """An entry in a few words, for people: which model, how many images of how many, from where."""
     try:
         record: Any = json.loads((folder / STATE).read_text(encoding="utf-8"))
         key = Key(**record["key"])
         done = sum(whole_number(rows) for rows, _ in record["finished"])
+        first = f", the first {one_line(str(record['first']))}" if record.get("first") else ""
         share = f"{key.count:,} images" if done == key.count else f"{done:,} of {key.count:,} images so far"
-        return f"{record['model_name']} ({key.model[:16]}), {share}, {'flip' if key.flip else 'no flip'}, {key.device}"
+        images = f"{share}{first}, {'flip' if key.flip else 'no flip'}"
+        return f"{record['model_name']} ({key.model[:16]}), {images}, {key.device}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "nothing that can be read"

@@ -85,10 +85,10 @@ def verification_result(name: str, found: Verification, model: str, model_name: 
             "FPR rule": found.rule,
         },
         metrics={"accuracy": found.accuracy, "accuracy_std": found.accuracy_std},
-        cells=found.cells,
+        cells=found.decided,
         curves={"roc": thinned(points.fpr, points.tpr)},
         histogram=score_histogram(found.scores[found.same], found.scores[~found.same]),
-        images=2 * len(found.same),
+        images=found.images or 2 * len(found.same),
     )
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from facetrain.checkpoint_files import sha256
 from facetrain.console import console
 from facetrain.data.encoded import Encoded
 from facetrain.distributed import World
@@ -21,6 +20,7 @@ from facetrain.evaluation.digest import images_digest
 from facetrain.evaluation.embedding_cache import BLOCK, Entry, Key, claimed, read_entry
 from facetrain.evaluation.extract import Unreadable, embed_blocks, refuse, shown_progress
 from facetrain.evaluation.network import FIELD_SIZE, check_model, open_network
+from facetrain.evaluation.ready_made import AS_GIVEN, ReadyMade, read_ready_made
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Embedder:
         name: the model as the user named it.
         fingerprint: SHA-256 that names the model in results; an exported .safetensors file has that of its checkpoint.
         input_size: pixels a side that images are made.
-        ready_made: whether the rows come from a file of features, so that images are not looked at and ``flip`` means
-            nothing.
+        ready_made: whether the rows come from a file of features, so that images are not looked at.
+        normalised: whether they are known to have length 1.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Embedder:
         *,
         backbone: nn.Module | None = None,
         weights: str = "",
-        features: NDArray | None = None,
+        features: ReadyMade | None = None,
         world: World | None = None,
         batch_size: int = 256,
         cache: Path | None = None,
@@ -64,9 +64,14 @@ class Embedder:
         self.world, self.batch_size, self.cache = world or World(), batch_size, cache
         self._backbone, self._weights, self._features = backbone, weights, features
         self.ready_made = features is not None
+        self.normalised = features is not None and features.normalised
+
+    def shown_flip(self, flip: bool) -> bool | str:
+        """What stands beside a result that was asked for with ``flip``."""
+        return flip if self._features is None or self._features.flip is not None else AS_GIVEN
 
     def embed(
-        self, images: Encoded, *, flip: bool = True, skip_unreadable: bool = False, what: str = "embedding"
+        self, images: Encoded, *, flip: bool = True, skip_unreadable: bool | None = None, what: str = "embedding"
     ) -> Features:
         """Embeddings of all images, the same on every rank; every rank must call it, and rank 0 shows progress.
 
@@ -74,28 +79,35 @@ class Embedder:
 
         Args:
             images: N encoded images, at least one.
-            flip: add the embedding of the mirrored image.
-            skip_unreadable: rows of NaN for unreadable images, where not all of them are.
+            flip: add the embedding of the mirrored image; features from a file have it or not.
+            skip_unreadable: rows of NaN for unreadable images, where not all of them are; None: they are refused, and
+                whoever calls has no way around that.
             what: the job, for the progress line.
 
         Raises:
-            InputError: no images, unreadable ones that are not to be skipped, or a cache that cannot be written; on
-                every rank.
+            InputError: no images, unreadable ones that are not to be skipped, features for other images or known not to
+                be what ``flip`` asks for, or a cache that cannot be written; on every rank.
         """
         total = len(images)
         if total == 0:
             raise InputError("there are no images to embed")
         if self._features is not None:
-            found = self._ready(self._features, total)
+            found = self._ready(self._features, total, flip)
         elif cache := self.world.broadcast_object(self.cache):
             found = self._through_cache(cache, images, flip, what)
         else:
             found = self._fresh(images, flip, what)
         if not skip_unreadable or len(found.unreadable) == total:
-            refuse(found.unreadable, total)
+            refuse(found.unreadable, total, can_skip=skip_unreadable is not None)
         return found
 
-    def _ready(self, features: NDArray, total: int) -> Features:
+    def _ready(self, made: ReadyMade, total: int, flip: bool) -> Features:
+        features = made.rows
+        if made.flip is not None and made.flip != flip:
+            held, own, other = ("with", "--flip", "--no-flip") if made.flip else ("without", "--no-flip", "--flip")
+            raise InputError(
+                f"{self.name} was made {held} the mirrored image: score it with {own}, or make it again with {other}"
+            )
         if len(features) != total:
             raise InputError(
                 f"{self.name} holds {len(features):,} rows for {total:,} images; expected row i for image i"
@@ -136,7 +148,7 @@ class Embedder:
             input_size=self.input_size,
             device=self.world.device.type,
         )
-        with claimed(cache, key, self.name, self.world) as entry:
+        with claimed(cache, key, self.name, self.world, images.where(0)) as entry:
             if entry is not None and not all(_failure(images, i, self.input_size) for i, _ in entry.unreadable):
                 entry.forget()  # a disk or a network that failed for a moment must not do so for ever
             start = self.world.broadcast_object(entry.finished if entry else None)
@@ -206,8 +218,8 @@ def open_embedder(
 
     Args:
         model: a run's folder (its newest good checkpoint is taken), a checkpoint, an exported ``.safetensors`` file, an
-            ``.onnx`` file (see :mod:`facetrain.evaluation.onnx_model`), or an ``.npy`` file of features made elsewhere:
-            (N, D) real numbers, row i of image i.
+            ``.onnx`` file (see :mod:`facetrain.evaluation.onnx_model`), an ``.npz`` file of ``facetrain embed``, or an
+            ``.npy`` file of features made elsewhere: (N, D) real numbers, row i of image i.
         world: the ranks that will share the work; None: this process alone, on the CPU.
         batch_size: images at once on each rank.
         cache: a folder for embeddings, see :func:`facetrain.evaluation.cache_folder.cache_folder`; None: none.
@@ -217,8 +229,9 @@ def open_embedder(
     """
     world = world or World()
     check_model(model)
-    if model.suffix == ".npy" and model.is_file():
-        return Embedder(str(model), sha256(model), FIELD_SIZE, features=_read_features(model), world=world)
+    if model.suffix in (".npy", ".npz") and model.is_file():
+        features = read_ready_made(model)
+        return Embedder(str(model), features.fingerprint, FIELD_SIZE, features=features, world=world)
     network = open_network(model, world.device)
     if len(set(world.gather_objects(network.weights))) > 1:
         raise InputError(f"{model} changed while it was opened; name one checkpoint in it, or try again")
@@ -232,18 +245,6 @@ def open_embedder(
         batch_size=batch_size,
         cache=cache,
     )
-
-
-def _read_features(path: Path) -> NDArray:
-    try:
-        features = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # whatever NumPy makes of a damaged file
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:120]
-        raise InputError(f"features {path} cannot be read: {reason}; expected an .npy file of (N, D) numbers") from None
-    if not isinstance(features, np.ndarray) or features.ndim != 2 or features.dtype.kind != "f" or not features.size:
-        shape, kind = getattr(features, "shape", ""), getattr(features, "dtype", type(features).__name__)
-        raise InputError(f"features {path} are {shape} of {kind}; expected (N, D) floating-point numbers")
-    return features
 
 
 def _failure(images: Encoded, i: int, size: int) -> str:

@@ -3,7 +3,8 @@
 ```
 CACHE/1f0c.../                  one entry, named after the hash of its key
   rows.npy                      (N, D) float32, not normalised; NaN for unreadable images
-  state.json                    format, key, model's name, D, [rows, CRC-32] of each finished block, unreadable images
+  state.json                    format, key, names of model and first image, D, [rows, CRC-32] of each finished block,
+                                unreadable images
   lock                          held by the one process (rank 0 of it) that verifies or writes
 ```
 
@@ -75,9 +76,12 @@ class _State:
 class Entry:
     """An entry that this process alone may write to, verified; ``folder`` is where it lies."""
 
-    def __init__(self, folder: Path, key: Key, model_name: str) -> None:
-        """Verify what is there, without an error where it is damaged: it then has fewer finished images, or none."""
-        self.folder, self._key, self._name = folder, key, model_name
+    def __init__(self, folder: Path, key: Key, model_name: str, first: str = "") -> None:
+        """Verify what is there, without an error where it is damaged: it then has fewer finished images, or none.
+
+        ``model_name`` and ``first``, where the first image lies, are kept for people to read.
+        """
+        self.folder, self._key, self._about = folder, key, {"model_name": model_name, "first": first}
         self._state = _read_state(folder, key)
         if self._state is not None:
             good = _good_blocks(folder / ROWS, key.count, self._state)
@@ -142,7 +146,7 @@ class Entry:
             os.fsync(file.fileno())
         self._state.finished.append((len(rows), zlib.crc32(data)))
         self._state.unreadable += unreadable
-        record = {"format": FORMAT, "key": asdict(self._key), "model_name": self._name, **asdict(self._state)}
+        record = {"format": FORMAT, "key": asdict(self._key), **self._about, **asdict(self._state)}
         with replacing(self.folder / STATE) as temporary:
             temporary.write_text(json.dumps(record), encoding="utf-8")
 
@@ -165,8 +169,10 @@ def read_entry(cache: Path, key: Key) -> tuple[NDArray[np.float32], Told]:
 
 
 @contextmanager
-def claimed(cache: Path, key: Key, model_name: str, world: World) -> Iterator[Entry | None]:
+def claimed(cache: Path, key: Key, model_name: str, world: World, first: str = "") -> Iterator[Entry | None]:
     """The entry of ``key`` for these ranks alone, on rank 0; None on the others. Waits for others that write it.
+
+    ``model_name`` and ``first`` are as for :class:`Entry`.
 
     Raises:
         InputError: on every rank, where it cannot be made or is not seen by all ranks.
@@ -181,7 +187,7 @@ def claimed(cache: Path, key: Key, model_name: str, world: World) -> Iterator[En
             if world.rank == 0:
                 try:
                     lock = try_lock(folder)
-                    entry = Entry(folder, key, model_name) if lock else None
+                    entry = Entry(folder, key, model_name, first) if lock else None
                 except OSError as error:
                     problem = str(_unwritable(folder, error))
             # Each turn is a collective of all ranks, so that none of them waits longer than a collective may.

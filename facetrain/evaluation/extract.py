@@ -23,6 +23,9 @@ from facetrain.models import normalise
 BLOCK = 32768
 """Rows gathered at once: what bounds the memory on the device, whatever the size of the set."""
 
+MEND = "mend them, or leave them out with --skip-unreadable"
+"""How messages end about images that a command can do without."""
+
 Progress = Callable[[int], None]
 """Called after each batch, on every rank, with how many images more are done by all ranks, as far as this one knows."""
 
@@ -97,10 +100,11 @@ def embed(
     return rows
 
 
-def refuse(unreadable: Sequence[Unreadable], total: int) -> None:
-    """InputError where any of ``total`` images is unreadable."""
+def refuse(unreadable: Sequence[Unreadable], total: int, can_skip: bool = False) -> None:
+    """InputError where any of ``total`` images is unreadable; ``can_skip``: the command has ``--skip-unreadable``."""
     if unreadable:
-        raise InputError(f"{len(unreadable)} of {total} images cannot be read, the first: {unreadable[0].reason}")
+        rest = f"; {MEND}" if can_skip and len(unreadable) < total else ""
+        raise InputError(f"{len(unreadable)} of {total} images cannot be read, the first: {unreadable[0].reason}{rest}")
 
 
 def embed_blocks(

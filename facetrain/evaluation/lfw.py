@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrain.console import console
+from facetrain.console import print_table
 from facetrain.data.encoded import Encoded
 from facetrain.errors import InputError
 from facetrain.evaluation.lfw_pairs import OfficialPairs, read_official_pairs
@@ -98,7 +98,7 @@ def run_lfw(
     names = names_apart([(one.folder, one.name) for one in map(read_bin, bins)])
     results = [_scored(task, embedder, by, flip, rule) for task in _tasks(bins, names, pairs, official)]
     if world.rank == 0:
-        console().print(result_table(results))
+        print_table(*result_table(results))
         if output is not None:
             save_results(results, output)
     return results
@@ -125,7 +125,7 @@ def _scored(task: Task, embedder: Embedder, by: Protocol, flip: bool, rule: Rule
 
     started = time.monotonic()
     if embedder.ready_made:
-        rows = embedder.embed(task.images).rows
+        rows = embedder.embed(task.images, flip=flip).rows
     else:
         rows = embedder.embed(task.distinct, flip=flip, what=f"embedding {task.name}").rows[task.row]
     found = verify_set(task.name, rows, task.same, flip=flip, rule=rule, by=by)
@@ -133,7 +133,7 @@ def _scored(task: Task, embedder: Embedder, by: Protocol, flip: bool, rule: Rule
         "accuracy": f"{by}'s, 10 folds in file order",
         "±": "standard error (ddof 1)" if by == "facex-zoo" else "standard deviation (ddof 0)",
         "pairs": len(task.same),
-        "flip": "as the features were made" if embedder.ready_made else flip,
+        "flip": embedder.shown_flip(flip),
         "FPR rule": rule,
     }
     if task.official is not None and not embedder.ready_made:
@@ -146,7 +146,7 @@ def _scored(task: Task, embedder: Embedder, by: Protocol, flip: bool, rule: Rule
         model_name=embedder.name,
         switches=switches,
         metrics={"accuracy": found.accuracy, "accuracy_std": found.accuracy_std},
-        cells=found.cells,
+        cells=found.decided,
         intervals={} if task.official is None else _intervals(task.official, found),
         curves={"roc": thinned(points.fpr, points.tpr)},
         histogram=score_histogram(found.scores[found.same], found.scores[~found.same]),
@@ -165,29 +165,30 @@ def _intervals(official: OfficialPairs, found: Verification) -> dict[str, tuple[
         people[found.same, 0],
         found.scores[~found.same],
         people[~found.same],
-        [cell.fpr for cell in found.cells],
+        [cell.fpr for cell in found.decided],
         subjects=int(people.max()) + 1,
         rule=found.rule,
     )
 
 
-def verification_table(results: Sequence[tuple[str, Verification]]) -> Table:
-    """The console's table of (name, result), with the protocol below it; results share their rates and protocol."""
+def verification_table(results: Sequence[tuple[str, Verification]]) -> tuple[Table, str]:
+    """The console's table of (name, result), and what is to be said below it; results share their protocol."""
     from rich import box
     from rich.table import Table
 
-    first = results[0][1]
-    caption = f"accuracy and TPR@FPR in %; {first.protocol}; in brackets: the impostor pairs accepted there"
-    if any(cell.few for _, result in results for cell in result.cells):
-        caption += f"; * decided by fewer than {FEW} of them"
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    remarks = f"accuracy and TPR@FPR in %; {results[0][1].protocol}; in brackets: the impostor pairs accepted there"
+    if any(cell.few for _, result in results for cell in result.decided):
+        remarks += f"; * decided by fewer than {FEW} of them"
+    fprs = sorted({cell.fpr for _, result in results for cell in result.decided})
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("set", no_wrap=True)
     table.add_column("pairs", justify="right")
     table.add_column("accuracy", justify="right", no_wrap=True)
-    for cell in first.cells:
-        table.add_column(f"TPR@{fpr_text(cell.fpr)}", justify="right", no_wrap=True)
+    for fpr in fprs:
+        table.add_column(f"TPR@{fpr_text(fpr)}", justify="right", no_wrap=True)
     for name, result in results:
-        rates = [f"{100 * cell.tpr:.2f} ({cell.impostors}){'*' if cell.few else ' '}" for cell in result.cells]
+        at = {cell.fpr: f"{100 * cell.tpr:.2f} ({cell.impostors}){'*' if cell.few else ' '}" for cell in result.decided}
+        rates = [at.get(fpr, "–") for fpr in fprs]
         accuracy = f"{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f}"
         table.add_row(name, f"{len(result.same)}", accuracy, *rates)
-    return table
+    return table, remarks

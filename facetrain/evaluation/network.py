@@ -15,8 +15,8 @@ from facetrain.errors import InputError
 FIELD_SIZE = 112
 """Pixels a side of the field's aligned crops: what a source that does not say is taken to want."""
 _EXPECTED = (
-    "expected a run's folder, one of its checkpoints, an exported .safetensors file, an .onnx file, or an .npy file of "
-    "features made elsewhere"
+    "expected a run's folder, one of its checkpoints, an exported .safetensors file, an .onnx file, an .npz file of "
+    "facetrain embed, or an .npy file of features made elsewhere"
 )
 
 
@@ -57,5 +57,5 @@ def check_model(model: Path) -> None:
     """InputError where ``model`` is missing or no kind of model, features made elsewhere among them."""
     if not model.exists():
         raise InputError(f"model {model} does not exist; {_EXPECTED}")
-    if model.is_file() and model.suffix not in (".safetensors", ".onnx", ".npy"):
+    if model.is_file() and model.suffix not in (".safetensors", ".onnx", ".npy", ".npz"):
         raise InputError(f"{model} is not a model that can be read; {_EXPECTED}")

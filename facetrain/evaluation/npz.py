@@ -110,7 +110,7 @@ def _write(
             with result_file(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
                 _add(archive, "embeddings", np.dtype(np.float32), (len(images), first.shape[1]), rows)
                 if not skip_unreadable or len(unreadable) == len(images):
-                    refuse(unreadable, len(images))
+                    refuse(unreadable, len(images), can_skip=True)
                 about["unreadable"] = np.array([one.image for one in unreadable], np.int64)
                 _add_names(archive, images)
                 for name, array in about.items():

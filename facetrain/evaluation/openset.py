@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from facetrain.console import console
+from facetrain.console import console, print_table
 from facetrain.data.dataset import Images
 from facetrain.data.outfolder import TRAIN
 from facetrain.data.progress import progress as progress_line
@@ -97,15 +97,13 @@ def run_openset(
                 dataset=_name(data) + (f", {group.name}" if group.name else ""),
                 model=embedder.fingerprint,
                 model_name=embedder.name,
-                switches=about | found.switches,
+                switches=about | found.switches | {"flip": embedder.shown_flip(protocol.flip)},
                 seconds=time.monotonic() - started,
             )
         )
-    out, (table, remarks) = console(), openset_table(results)
-    out.print(table)
-    out.print(remarks, highlight=False, markup=False)
+    print_table(*openset_table(results))
     if protocol.intervals is None and protocol.method == "exact" and not all(one.intervals for one in results):
-        out.print("without intervals where the pairs are many; --intervals takes the time", highlight=False)
+        console().print("without intervals where the pairs are many; --intervals takes the time", highlight=False)
     if output is not None:
         save_results(results, output)
     return results

@@ -16,7 +16,7 @@ from facetrain.data.encoded import Encoded
 from facetrain.errors import InputError
 from facetrain.evaluation.facex_zoo import facex_zoo_accuracy
 from facetrain.evaluation.scores import FEW, FPRS, Cell, Folds, Rule, fpr_text, ten_fold_accuracy, tpr_at_fpr
-from facetrain.evaluation.unpickle import Array, load
+from facetrain.evaluation.unpickle import load_pairs
 
 Protocol = Literal["insightface", "facex-zoo"]
 """Whose way of judging the ten folds."""
@@ -87,6 +87,15 @@ class Verification:
     flip: bool
     rule: Rule
     by: Protocol = "insightface"
+    images: int = 0
+    """How many distinct ones the pairs have; 0: nobody counted."""
+
+    @property
+    def decided(self) -> tuple[Cell, ...]:
+        """``cells`` without the rates that not even one impostor pair decides; the largest rate stays in any case."""
+        impostors = int((~self.same).sum())
+        largest = max((cell.fpr for cell in self.cells), default=0.0)
+        return tuple(cell for cell in self.cells if cell.fpr * impostors >= 1 or cell.fpr == largest)
 
     @property
     def accuracy(self) -> float:
@@ -145,6 +154,7 @@ class Verification:
                 fprs=np.array([cell.fpr for cell in self.cells]),
                 flip=np.array(self.flip),
                 rule=np.array(self.rule),
+                images=np.array(self.images),
             )
 
 
@@ -200,12 +210,12 @@ def read_verification(path: Path) -> Verification:
         scores, same = held["scores"].astype(np.float64), held["same"].astype(np.bool_)
         rule: Rule = "nearest" if str(held["rule"]) == "nearest" else "strict"
         fprs = [float(fpr) for fpr in held["fprs"]]
-        flip = bool(held["flip"])
+        flip, images = bool(held["flip"]), int(held.get("images", 0))
         each = held["fold_accuracies"]
         folds = Folds(float(each.mean()), float(each.std()), each, held["fold_thresholds"])
     except Exception as error:  # a zip archive of arrays can be damaged in any number of ways
         raise InputError(f"{path} is not a readable verification result: {_reason(error)}") from None
-    return Verification(folds, tuple(tpr_at_fpr(scores, same, fprs, rule)), scores, same, flip, rule)
+    return Verification(folds, tuple(tpr_at_fpr(scores, same, fprs, rule)), scores, same, flip, rule, images=images)
 
 
 def read_bin(path: Path) -> PairSet:
@@ -216,9 +226,7 @@ def read_bin(path: Path) -> PairSet:
     """
     try:
         with open(path, "rb") as file:
-            held = load(file)
-        images, same = _two(held)
-        encoded, labels = [_image(item, i) for i, item in enumerate(images)], _labels(same)
+            encoded, labels = load_pairs(file)
     except OSError as error:
         hint = "; facetrain data pack writes it with --held-out" if _never_written(error, path) else ""
         raise InputError(f"pair set {path} cannot be read: {error.strerror}{hint}") from None
@@ -261,36 +269,7 @@ def _never_written(error: OSError, path: Path) -> bool:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())[:120]
+    if isinstance(error, EOFError) or "exhausted" in text:
+        return "it is cut short or damaged; copy it again"
     known = isinstance(error, (ValueError, TypeError)) or type(error).__name__ == "UnpicklingError"
     return text if known and text else f"damaged ({type(error).__name__})"
-
-
-def _two(held: Any) -> tuple[Any, Any]:
-    if not isinstance(held, (tuple, list)) or len(held) != 2:
-        raise TypeError(f"it holds a {type(held).__name__}, not two lists")
-    if not isinstance(held[0], (list, tuple)):
-        raise TypeError(f"its images are a {type(held[0]).__name__}, not a list")
-    return held[0], held[1]
-
-
-def _image(item: Any, i: int) -> bytes:
-    if isinstance(item, bytes):
-        return item
-    if isinstance(item, Array) and item.dtype == "u1" and len(item.shape) - item.shape.count(1) <= 1:
-        return item.raw
-    what = f"an array {item.shape!s:.40} of {item.dtype}" if isinstance(item, Array) else f"a {type(item).__name__}"
-    raise TypeError(f"image {i} is {what}, not encoded bytes")
-
-
-def _labels(same: Any) -> NDArray[np.bool_]:
-    if isinstance(same, Array):
-        values = same.numpy()
-        if values.ndim != 1:
-            raise TypeError(f"its booleans have shape {values.shape}")
-    elif isinstance(same, (list, tuple)) and all(type(value) in (bool, int) for value in same):
-        values = np.array(same)
-    else:
-        raise TypeError("its second part is not a list of booleans")
-    if not np.isin(values, (0, 1)).all():
-        raise ValueError("its booleans hold other numbers than 0 and 1")
-    return values.astype(np.bool_)

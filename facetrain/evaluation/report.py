@@ -130,19 +130,15 @@ def _short(commit: str) -> str:
 
 
 def _tables(results: Sequence[tuple[str, Verification]]) -> list[dict[str, Any]]:
-    """The TPR@FPR table, one for each protocol that occurs."""
-    protocols = dict.fromkeys((result.protocol, tuple(cell.fpr for cell in result.cells)) for _, result in results)
+    """The TPR@FPR table, one for each protocol and each choice of rates that occurs."""
+    kinds = [(result.protocol, tuple(cell.fpr for cell in result.decided)) for _, result in results]
     return [
         {
             "protocol": protocol,
             "rates": [fpr_text(fpr) for fpr in fprs],
-            "rows": [
-                (name, result)
-                for name, result in results
-                if (result.protocol, tuple(cell.fpr for cell in result.cells)) == (protocol, fprs)
-            ],
+            "rows": [one for one, kind in zip(results, kinds, strict=True) if kind == (protocol, fprs)],
         }
-        for protocol, fprs in protocols
+        for protocol, fprs in dict.fromkeys(kinds)
     ]
 
 

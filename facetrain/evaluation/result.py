@@ -191,15 +191,17 @@ def read_result(path: Path) -> Result:
     return found[0]
 
 
-def result_table(results: Sequence[Result]) -> Table:
-    """The console's table: a row for each result, rates in %, what was switched below it."""
+def result_table(results: Sequence[Result]) -> tuple[Table, str]:
+    """The console's table, a row for each result, rates in %, and what is to be said below it."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     metrics = list(dict.fromkeys(name for one in results for name in one.metrics if not name.endswith("_std")))
     fprs = sorted({cell.fpr for one in results for cell in one.cells}, reverse=True)
-    captions = dict.fromkeys(_caption(one) for one in results)
+    told: dict[str, list[str]] = {}
+    for one in results:
+        told.setdefault(_caption(one), []).append(one.dataset)
     remarks = ["rates in %"]
     if fprs:
         remarks.append("in round brackets: the impostor scores accepted there")
@@ -207,8 +209,8 @@ def result_table(results: Sequence[Result]) -> Table:
         remarks.append(f"* decided by fewer than {FEW} of them")
     if any(one.intervals for one in results):
         remarks.append("in square brackets: 95 % interval over subjects")
-    caption = "\n".join([*captions, "; ".join(remarks)])
-    table = Table(box=box.SIMPLE_HEAD, caption=escape(caption), caption_justify="left")
+    about = [f"{', '.join(names)}, {text}" for text, names in told.items()]
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("data set", overflow="fold")
     for name in (*metrics, *map(tpr_name, fprs)):
         table.add_column(escape(name), justify="right", no_wrap=True)
@@ -217,7 +219,7 @@ def result_table(results: Sequence[Result]) -> Table:
         row = [_metric_text(one, name) for name in metrics]
         row += [_cell_text(one, at[fpr]) if fpr in at else "–" for fpr in fprs]
         table.add_row(escape(one.dataset), *map(escape, row))
-    return table
+    return table, "\n".join([*about, "; ".join(remarks)])
 
 
 def switch_text(switches: dict[str, str | int | float | bool]) -> str:
@@ -228,10 +230,8 @@ def switch_text(switches: dict[str, str | int | float | bool]) -> str:
 
 def interval_text(one: Result, name: str) -> str:
     """The interval of a metric or cell as the table's second line, in %; "" where there is none."""
-    if name not in one.intervals:
-        return ""
-    low, high = one.intervals[name]
-    return f"\n[{100 * low:.2f}, {100 * high:.2f}]"
+    low, high = one.intervals.get(name, (0, 0))
+    return f"\n[{100 * low:.2f}, {100 * high:.2f}]" if name in one.intervals else ""
 
 
 def _caption(one: Result) -> str:
@@ -239,7 +239,7 @@ def _caption(one: Result) -> str:
     images = f"{one.images:,} images" + (f", {one.unreadable:,} UNREADABLE" if one.unreadable else "")
     switches = f"; {switch_text(one.switches)}" if one.switches else ""
     figures = "".join(f"; {name} {value:g}" for name, value in one.figures.items())
-    return f"{one.dataset}, {one.protocol}: model {model}; {images}{switches}{figures}; {one.seconds:.1f} s"
+    return f"{one.protocol}: model {model}; {images}{switches}{figures}; {one.seconds:.1f} s"
 
 
 def _metric_text(one: Result, name: str) -> str:
@@ -251,8 +251,7 @@ def _metric_text(one: Result, name: str) -> str:
 
 
 def _cell_text(one: Result, cell: Cell) -> str:
-    text = f"{100 * cell.tpr:.2f} ({cell.impostors}){'*' if cell.few else ' '}"
-    return text + interval_text(one, tpr_name(cell.fpr))
+    return f"{100 * cell.tpr:.2f} ({cell.impostors}){'*' if cell.few else ' '}" + interval_text(one, tpr_name(cell.fpr))
 
 
 def _expect(holds: bool, otherwise: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from facetrain.errors import InputError
+from facetrain.evaluation.roc_points import nearest_points, parts, strict_points
 
 Rule = Literal["strict", "nearest"]
 FPRS = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -74,8 +75,8 @@ def _real(values: ArrayLike, what: str) -> NDArray:
     array = np.asarray(values)
     if array.dtype.kind not in "fiu":
         raise InputError(f"{what} must be real numbers, not {array.dtype}")
-    finite = np.isfinite(array)
-    if not finite.all():
+    if not all(np.isfinite(part).all() for part in parts(array)):
+        finite = np.isfinite(array)
         first = int(np.argmin(finite))
         raise InputError(
             f"{what} hold {int((~finite).sum())} values of {len(array)} that are not finite, the first "
@@ -215,52 +216,12 @@ def tpr_at_fpr_split(
     if not needed <= len(others) <= total:
         raise InputError(f"impostor: {len(others)} scores of {total}; the rates need the {needed} largest")
     own = np.sort(own)
-    if rule == "nearest":
-        points = _top_roc(own, _largest(others, needed), total)
-        return [cell_of(points, point_at(points, fpr, rule), fpr) for fpr in fprs]
-    cells: dict[float, Cell] = {}
-    for fpr in sorted(set(fprs), reverse=True):  # each rate looks only at what the next larger one has left
-        allowed = _allowed(fpr, total)
-        others = _largest(others, allowed + 1)
-        refused = others.min() if allowed < total else None
-        above = others if refused is None else others[others > refused]
-        cells[fpr] = _strict_cell(fpr, own, above, refused)
-    return [cells[fpr] for fpr in fprs]
-
-
-def _largest(scores: NDArray, count: int) -> NDArray:
-    """The ``count`` largest, in no order."""
-    return scores if count >= len(scores) else np.partition(scores, len(scores) - count)[-count:]
-
-
-def _allowed(fpr: float, total: int) -> int:
-    """The most impostors of ``total`` whose share, as a float64, does not exceed ``fpr``."""
-    count = min(total, int(fpr * total) + 1)
-    return next(fewer for fewer in range(count, -1, -1) if fewer / total <= fpr)
-
-
-def _strict_cell(fpr: float, genuine: NDArray, above: NDArray, refused: float | None) -> Cell:
-    """The cell of the lowest threshold above ``refused``; None: of the lowest of all. ``genuine`` is rising."""
-    first = 0 if refused is None else int(np.searchsorted(genuine, refused, side="right"))
-    accepted = [float(scores.min()) for scores in (genuine[first:], above) if len(scores)]
-    share = (len(genuine) - first) / len(genuine)
-    return Cell(float(fpr), share, min(accepted, default=float("inf")), len(above))
-
-
-def _top_roc(genuine: NDArray, top: NDArray, total: int) -> Roc:
-    """The ROC down to the lowest of ``top``, the largest of ``total`` impostor scores; ``genuine`` is rising.
-
-    Its last points may be off, as what follows them is not known; no cell is decided there.
-    """
-    whole = len(top) == total
-    seen = genuine if whole else genuine[np.searchsorted(genuine, top.min()) :]
-    both = np.sort(np.concatenate((top, seen)))
-    first = np.flatnonzero(np.append(True, both[1:] != both[:-1]))  # first of each run of equal scores
-    values = both[first]
-    at = np.bincount(np.searchsorted(values, seen.astype(both.dtype)), minlength=len(values))
-    tps = np.cumsum(at[::-1])
-    fps = (len(both) - first)[::-1] - tps
-    return _points(fps, tps, values[::-1].astype(np.float64), (total, len(genuine)), drop_collinear=True)
+    if rule == "nearest":  # points are told apart among scores of both kinds, so both need one type
+        common = np.result_type(own, others)
+        found = nearest_points(own.astype(common, copy=False), others.astype(common, copy=False), total, fprs)
+    else:
+        found = strict_points(own, others, total, fprs)
+    return [Cell(float(fpr), found[fpr].genuine / len(own), found[fpr].threshold, found[fpr].impostors) for fpr in fprs]
 
 
 def ten_fold_accuracy(distances: ArrayLike, same: ArrayLike) -> Folds:

@@ -67,8 +67,12 @@ class _Dispatch(dict):
     """Opcode -> method; an opcode that is not listed is named."""
 
     def __missing__(self, opcode: int) -> Any:
-        known = {code.code: code.name for code in pickletools.opcodes}
-        raise pickle.UnpicklingError(f"opcode {known.get(chr(opcode), hex(opcode))} is not allowed")
+        name = {code.code: code.name for code in pickletools.opcodes}.get(chr(opcode))
+        raise pickle.UnpicklingError(
+            f"it holds what pair sets do not (opcode {name})"
+            if name
+            else f"it is no pickle, or damaged (0x{opcode:02x})"
+        )
 
 
 class _Bounded:
@@ -178,3 +182,44 @@ def load(file: BinaryIO) -> Any:
         pickle.UnpicklingError: something that is not allowed, by name. Damaged files raise almost any other exception.
     """
     return _Unpickler(file).load()
+
+
+def load_pairs(file: BinaryIO) -> tuple[list[bytes], NDArray[np.bool_]]:
+    """Encoded images and booleans of a pair set, as many as there are.
+
+    Raises:
+        TypeError, ValueError: the pickle holds something else.
+    """
+    images, same = _two(load(file))
+    return [_image(item, i) for i, item in enumerate(images)], _labels(same)
+
+
+def _two(held: Any) -> tuple[Any, Any]:
+    if not isinstance(held, (tuple, list)) or len(held) != 2:
+        raise TypeError(f"it holds a {type(held).__name__}, not two lists")
+    if not isinstance(held[0], (list, tuple)):
+        raise TypeError(f"its images are a {type(held[0]).__name__}, not a list")
+    return held[0], held[1]
+
+
+def _image(item: Any, i: int) -> bytes:
+    if isinstance(item, bytes):
+        return item
+    if isinstance(item, Array) and item.dtype == "u1" and len(item.shape) - item.shape.count(1) <= 1:
+        return item.raw
+    what = f"an array {item.shape!s:.40} of {item.dtype}" if isinstance(item, Array) else f"a {type(item).__name__}"
+    raise TypeError(f"image {i} is {what}, not encoded bytes")
+
+
+def _labels(same: Any) -> NDArray[np.bool_]:
+    if isinstance(same, Array):
+        values = same.numpy()
+        if values.ndim != 1:
+            raise TypeError(f"its booleans have shape {values.shape}")
+    elif isinstance(same, (list, tuple)) and all(type(value) in (bool, int) for value in same):
+        values = np.array(same)
+    else:
+        raise TypeError("its second part is not a list of booleans")
+    if not np.isin(values, (0, 1)).all():
+        raise ValueError("its booleans hold other numbers than 0 and 1")
+    return values.astype(np.bool_)

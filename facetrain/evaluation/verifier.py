@@ -65,7 +65,7 @@ class Verifier:
                 progress=progress,
             )
             found = verify_set(one.name, rows[distinct.row], one.same, flip=self.flip, rule=self.rule)
-            results.append((one.name, found))
+            results.append((one.name, replace(found, images=len(distinct))))
         return results
 
 

@@ -108,6 +108,7 @@ def test_a_runs_result_is_what_eval_lfw_would_say(tmp_path, flip, rule):
     distinct = DistinctImages(pairs)
     embedder = SimpleNamespace(
         ready_made=False,
+        shown_flip=lambda flip: flip,
         fingerprint="1a" * 32,
         name="x",
         embed=lambda *a, **b: SimpleNamespace(rows=rows[distinct._first]),
@@ -115,11 +116,12 @@ def test_a_runs_result_is_what_eval_lfw_would_say(tmp_path, flip, rule):
     task = lfw.Task("lfw", pairs, distinct, distinct.row, pairs.same)
     theirs = lfw._scored(task, embedder, "insightface", flip, rule)
     found = verify(rows[distinct._first][distinct.row], pairs.same, flip=flip, rule=rule)
+    found = replace(found, images=len(distinct))
     ours = verification_result("lfw", found, "1a" * 32, "x")
     assert ours.switches == theirs.switches
     assert (ours.protocol, ours.dataset, ours.metrics) == (theirs.protocol, theirs.dataset, theirs.metrics)
     assert ours.cells == theirs.cells
-    assert ours.curves == theirs.curves
+    assert (ours.curves, ours.images) == (theirs.curves, theirs.images)
 
 
 def test_a_run_shows_its_last_results(tmp_path):

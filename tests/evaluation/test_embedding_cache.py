@@ -8,6 +8,7 @@ import json
 import os
 import threading
 from collections import namedtuple
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -215,7 +216,7 @@ def test_all_ranks_must_see_the_cache(tmp_path, monkeypatch):
 def test_listing_and_clearing_leave_what_is_not_ours(tmp_path):
     _filled(tmp_path, (4,))
     other = Key("n" * 64, "i" * 64, 10, False, 112, "cuda")
-    with claimed(tmp_path, other, "runs/two", World()) as entry:
+    with claimed(tmp_path, other, "runs/two", World(), "a\nlist, image 0") as entry:
         entry.append(WHOLE, [])
     empty = tmp_path / ("0" * 32)
     empty.mkdir()
@@ -225,8 +226,11 @@ def test_listing_and_clearing_leave_what_is_not_ours(tmp_path):
     assert sorted(texts) == [
         "model (mmmmmmmmmmmmmmmm), 4 of 10 images so far, flip, cpu",
         "nothing that can be read",
-        "runs/two (nnnnnnnnnnnnnnnn), 10 images, no flip, cuda",
+        "runs/two (nnnnnnnnnnnnnnnn), 10 images, the first a list, image 0, no flip, cuda",
     ]
+    os.utime(other.folder(tmp_path) / STATE, (4e9, 4e9))
+    newest = kept(tmp_path)[-1]
+    assert (newest.folder, newest.written) == (other.folder(tmp_path), datetime.fromtimestamp(4e9))
     assert sum(one.size for one in kept(tmp_path)) > 0
     assert len(clear(tmp_path)) == 3
     assert sorted(path.name for path in tmp_path.rglob("*")) == [empty.name, "notes.txt", "photo.jpg"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -35,13 +38,29 @@ def _printed(table):
 
 def test_console_table_says_its_protocol():
     result = made_up_result()
-    text = _printed(verification_table([("lfw", result)]))
+    table, remarks = verification_table([("lfw", result)])
+    text = _printed(table)
     tpr = f"{100 * result.cells[2].tpr:.2f} (20)"
     assert f"lfw 400 {100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f}" in text
     assert tpr in text
     assert f"{100 * result.cells[1].tpr:.2f} (2)*" in text
-    assert "image + mirror image; accuracy over 10 folds in file order; FPR rule: strict" in text
-    assert "* decided by fewer than 10 of them" in text
+    assert "image + mirror image; accuracy over 10 folds in file order; FPR rule: strict" in remarks
+    assert "* decided by fewer than 10 of them" in remarks
+    assert "TPR@1e-3" not in text  # of 200 impostor pairs
+
+
+def test_console_table_of_sets_of_different_sizes():
+    """A rate is in the table where one impostor pair decides it in any of the sets."""
+    small = made_up_result()
+    same = np.append(small.same, np.zeros(800, bool))
+    large = replace(small, scores=np.append(small.scores, np.zeros(800)), same=same)
+    assert [cell.fpr for cell in large.decided] == [1e-3, 1e-2, 1e-1]
+    assert [cell.fpr for cell in small.decided] == [1e-2, 1e-1]
+    tiny = replace(small, same=np.append(np.ones(395, bool), np.zeros(5, bool)))
+    assert [cell.fpr for cell in tiny.decided] == [1e-1]
+    text = _printed(verification_table([("small", small), ("large", large)])[0])
+    assert "TPR@1e-3 TPR@1e-2 TPR@1e-1 " in text
+    assert re.search(r"small 400 [\d.]+ ± [\d.]+ – [\d.]+ \(2\)\*", text)
 
 
 @pytest.fixture
@@ -89,7 +108,7 @@ def test_a_bin_gives_what_brute_force_gives(tmp_path, toys, flip, cached, capsys
     one = found[0]
     assert (one.protocol, [each.dataset for each in found], one.images) == ("lfw", ["toy", "other"], 569)
     assert one.metrics["accuracy"] == pytest.approx(ten_fold_accuracy(2 - 2 * scores, same).mean)
-    assert [cell.tpr for cell in one.cells] == [cell.tpr for cell in tpr_at_fpr(scores, same, rule="nearest")]
+    assert [cell.tpr for cell in one.cells] == [cell.tpr for cell in tpr_at_fpr(scores, same, (1e-2, 1e-1), "nearest")]
     points = np.stack(roc_curve(same, scores, drop_intermediate=False)[:2], axis=1)
     for point in zip(one.curves["roc"].x, one.curves["roc"].y, strict=True):
         assert np.abs(points - point).sum(1).min() <= 1.01 / 200  # two equal scores may have changed places
@@ -117,11 +136,11 @@ def test_the_official_list_gives_what_brute_force_gives(tmp_path, toys):
             images.append((folder / name / f"{name}_{int(number):04d}.jpg").read_bytes())
     scores = _brute_force(images, True)
     assert result.metrics["accuracy"] == pytest.approx(ten_fold_accuracy(2 - 2 * scores, same).mean)
-    assert [cell.tpr for cell in result.cells] == [cell.tpr for cell in tpr_at_fpr(scores, same)]
+    assert [cell.tpr for cell in result.cells] == [cell.tpr for cell in tpr_at_fpr(scores, same, (1e-1,))]
     assert (result.dataset, result.switches["photos"], result.switches["pairs"]) == ("lfw (pairs.txt)", PHOTOS, 120)
-    assert result.intervals.keys() == {"TPR@1e-4", "TPR@1e-3", "TPR@1e-2", "TPR@1e-1"}
+    assert result.intervals.keys() == {"TPR@1e-1"}  # of 60 impostor pairs
     low, high = result.intervals["TPR@1e-1"]
-    assert low <= result.cells[3].tpr <= high
+    assert low <= result.cells[0].tpr <= high
 
 
 def test_facex_zoos_way_is_another_accuracy(tmp_path, toys, capsys):
@@ -160,7 +179,7 @@ def test_features_made_elsewhere_have_a_row_for_each_image_of_the_list(tmp_path)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     scores = (unit[0::2] * unit[1::2]).sum(1)
     assert result.metrics["accuracy"] == pytest.approx(ten_fold_accuracy(2 - 2 * scores, same).mean)
-    assert (result.images, result.switches["flip"]) == (800, "as the features were made")
+    assert (result.images, result.switches["flip"]) == (800, "as the features are")
     np.save(tmp_path / "rows.npy", rows[:569])
     with pytest.raises(InputError, match="holds 569 rows for 800 images; expected row i for image i"):
         run_lfw(tmp_path / "rows.npy", [tmp_path / "toy.bin"])
@@ -238,7 +257,8 @@ def test_the_command_keeps_lists_and_clears_embeddings(tmp_path, toys, capsys):
     capsys.readouterr()
     assert main(["eval", "cache", *where]) == 0
     listed = capsys.readouterr().out
-    assert "569 images, no flip, cpu" in listed
+    assert "569 images, the first toy image 0 (pair 0), no flip, cpu" in listed
+    assert re.search(r" MB  \d{4}-\d\d-\d\d \d\d:\d\d  /", listed)
     assert listed.count("\n") == 3
     assert listed.endswith(" MB of embeddings\n")
     assert main(["eval", "cache", "--clear", *where]) == 0

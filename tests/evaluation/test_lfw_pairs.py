@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from embedding_toys import Photos
@@ -9,6 +13,7 @@ from embedding_toys import Photos
 from facetrain.errors import InputError
 from facetrain.evaluation.lfw_pairs import read_official_pairs
 
+TOOL = Path(__file__).parents[2] / "tools" / "make_lfw_fixture.py"
 HALF = 3
 NAMES = ["Abdel_Nasser", "José_María", "Zoe", "Nicole_O'Brien"]
 
@@ -48,6 +53,22 @@ def test_the_list_is_read_as_it_stands(tmp_path, suffix):
     assert [photos.where(i) for i in row] == [found.photos.where(i) for i in range(len(expected))]
     assert len(photos) == len(set(expected)) < len(expected)
     assert [photos.labels[i] for i in row] == found.people.tolist()
+
+
+def test_the_fixture_is_such_a_list(tmp_path):
+    command = [sys.executable, TOOL, tmp_path / "LFW", "--people", "5", "--photos", "3", "--pairs", "2", "--size", "24"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert said == f"{tmp_path / 'LFW'}: 15 photos of 5 people, 40 pairs\n"
+    found = read_official_pairs(tmp_path / "LFW" / "pairs.txt", tmp_path / "LFW" / "lfw")
+    assert found.same.tolist() == [True, True, False, False] * 10
+    assert len(set(found.people.tolist())) == 5
+    assert all(found.files[i] != found.files[i + 1] for i in range(0, 80, 2))
+    pixels = np.empty((2, 24, 24, 3), np.uint8)
+    for i in range(2):
+        found.photos.decode(i, pixels[i])
+    assert (pixels[0] != pixels[1]).any()
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert (again.returncode, "LFW is not empty" in again.stderr) == (2, True)
 
 
 def test_blanks_a_byte_order_mark_and_windows_line_ends_are_taken(tmp_path):

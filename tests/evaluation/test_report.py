@@ -132,7 +132,7 @@ def test_numbers_are_those_of_the_results(run_dir):
     page = Page(write_report(run_dir).read_text())
     words = " ".join(" ".join(page.texts).split())
     result = made_up_result()
-    for cell in result.cells:
+    for cell in result.decided:
         star = "*" if cell.impostors < 10 else ""
         assert f"{100 * cell.tpr:.2f}{star} ({cell.impostors})" in words
     assert f"{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f}" in words

@@ -202,8 +202,9 @@ def test_a_histogram_counts_every_score():
 
 def test_the_console_table_shows_numbers_beside_their_switches():
     console = Console(width=160, record=True, color_system=None)
-    console.print(result_table([made_up(), Result("lfw", "agedb[bold]", "", "runs/<b>[red]demo", images=9)]))
-    text = " ".join(console.export_text().split())  # the remarks below the table are wrapped
+    table, remarks = result_table([made_up(), Result("lfw", "agedb[bold]", "", "runs/<b>[red]demo", images=9)])
+    console.print(table)
+    text = f"{console.export_text()} {remarks}"
     for expected in (
         "75.00",
         "98.73 ± 0.40",
@@ -217,3 +218,9 @@ def test_the_console_table_shows_numbers_beside_their_switches():
     ):
         assert expected in text
     assert "accuracy_std" not in text
+
+
+def test_data_sets_of_which_the_same_is_to_be_said_share_the_remark():
+    _, remarks = result_table([made_up(dataset=name) for name in ("IJB-C G1", "IJB-C G2", "IJB-C")])
+    assert remarks.startswith("IJB-C G1, IJB-C G2, IJB-C, ijb-1:1: model runs/<b>[red]demo (ab")
+    assert remarks.count("model runs") == 1

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_curve
 from sklearn.model_selection import KFold
 
 from facetrain.errors import InputError
+from facetrain.evaluation import roc_points
 from facetrain.evaluation.scores import (
     deciding_impostors,
     fpr_text,
@@ -111,9 +112,20 @@ def _check_split(split, rule):
 
 
 @given(split_scores(), st.sampled_from(["strict", "nearest"]))
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=500)
 def test_split_gives_the_same_cells(split, rule):
     _check_split(split, rule)
+
+
+@given(split_scores(300), st.integers(1, 9), st.sampled_from([2, 16]))
+@settings(deadline=None, max_examples=1000)
+def test_windows_that_are_too_small_grow(split, reach, wider):
+    """Around each rate only so many impostor scores are looked at first; a corner outside may be the nearest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roc_points, "_REACH", reach)
+        patch.setattr(roc_points, "_WIDER", wider)
+        patch.setattr(roc_points, "_PART", 7)
+        _check_split(split, "nearest")
 
 
 @pytest.mark.slow
@@ -152,6 +164,15 @@ def test_split_leaves_its_inputs_alone_and_keeps_their_order_of_rates():
     assert [cell.threshold for cell in cells] == [0.5, -0.2, 0.4, 0.5]
     np.testing.assert_array_equal(genuine, before[0])
     np.testing.assert_array_equal(impostor, before[1])
+
+
+def test_a_corner_far_from_its_rate_is_found_among_many_scores():
+    impostor = np.arange(100_000.0)
+    genuine = np.array([99_990.5, 40_000.5, 39_999.5])  # no corner between 10 and 59,999 impostors
+    cells = tpr_at_fpr_split(genuine, impostor, [0.29, 0.31, 0.6, 1e-4], "nearest")
+    assert cells == tpr_at_fpr(np.append(genuine, impostor), np.arange(100_003) < 3, [0.29, 0.31, 0.6, 1e-4], "nearest")
+    assert cells[0].impostors < 20
+    assert cells[1].impostors > 59_000
 
 
 @pytest.mark.parametrize("rule", ["strict", "nearest"])

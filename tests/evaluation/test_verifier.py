@@ -32,6 +32,7 @@ def test_verifier_scores_sets_and_files_alike(tmp_path):
     assert (name, other) == ("toy", "file")
     direct = verify(embed(Toy(), one, input_size=SIZE), one.same)
     assert result.record() == again.record()
+    assert result.images == again.images == 60  # of 80, as both of 20 pairs are one image
     np.testing.assert_allclose(result.scores, direct.scores, atol=1e-6)
     assert result.accuracy > 0.9
     np.testing.assert_allclose(result.scores[one.same], 1)

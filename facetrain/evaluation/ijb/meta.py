@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from facetrain.errors import InputError
 from facetrain.evaluation.ijb.text import lines_of, whole_numbers, wrong_line
 
+PAIR_LIST = "template_pair_label.txt"
 _TABLE = 1 << 24  # template numbers up to which a table says their rows
 _IMAGE_LINE, _POINTS_LINE = "IMAGE TEMPLATE MEDIUM", "IMAGE X1 Y1 ... X5 Y5 SCORE"
 _PAIR_LINE, _CSV_LINE = "TEMPLATE TEMPLATE 0|1", "TEMPLATE_ID,SUBJECT_ID,..."
@@ -114,7 +115,7 @@ def read_pairs(root: Path, dataset: Dataset, ids: NDArray[np.int64]) -> Pairs:
     Raises:
         InputError: missing, a line is wrong, a template has no images, or a kind of pairs is missing.
     """
-    path = dataset.file(root, "template_pair_label.txt")
+    path = dataset.file(root, PAIR_LIST)
     numbers = whole_numbers(path, 3, _PAIR_LINE)
     other = np.flatnonzero(numbers[:, 2] > 1)
     if len(other):

@@ -43,7 +43,7 @@ class Protocol:
     def switches(self) -> dict[str, str | int | float | bool]:
         """All of them, to stand beside the result."""
         shown = asdict(self)
-        return {"protocol": shown.pop("name"), **shown}
+        return {"protocol": shown.pop("name")} | {_shown(name): value for name, value in shown.items()}
 
 
 PROTOCOLS = {
@@ -66,6 +66,10 @@ PROTOCOLS = {
 }
 """Read from each project's own script; the 1:N rule is insightface's everywhere, as the others have none of their own
 (AdaFace's merges both galleries, which is no open-set search)."""
+
+
+def _shown(switch: str) -> str:
+    return switch.replace("_", " ").replace("fpr", "FPR").replace("fpir", "FPIR")
 
 
 def protocol_of(name: str = "insightface", **changes: Any) -> Protocol:

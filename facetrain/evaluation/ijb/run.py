@@ -11,13 +11,14 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrain.console import console
+from facetrain.console import console, print_table
 from facetrain.distributed import World
 from facetrain.errors import InputError
 from facetrain.evaluation.embedder import Embedder, Features, open_embedder
-from facetrain.evaluation.extract import Unreadable
+from facetrain.evaluation.extract import MEND, Unreadable
 from facetrain.evaluation.ijb.crops import LooseCrops, check_crops
 from facetrain.evaluation.ijb.meta import (
+    PAIR_LIST,
     Dataset,
     Enrolled,
     Faces,
@@ -72,8 +73,8 @@ def run_ijb(
     """Evaluate a model by all ranks; rank 0 reads the pairs, scores, prints the tables and writes ``output``.
 
     Args:
-        model: whatever :func:`facetrain.evaluation.embedder.open_embedder` opens; from an .npy file of features no crop
-            is looked at.
+        model: whatever :func:`facetrain.evaluation.embedder.open_embedder` opens; from a file of features no crop is
+            looked at.
         root: the folder with ``meta`` and ``loose_crop``.
         dataset: IJB-B or IJB-C.
         protocol: its switches.
@@ -98,6 +99,11 @@ def run_ijb(
     faces = read_faces(root, dataset)
     plan = _on_rank_0(world, lambda: read_plan(root, dataset, faces, task, intervals))
     embedder = open_embedder(model, world=world, batch_size=batch_size, cache=cache)
+    if embedder.normalised and protocol.keep_norm:
+        raise InputError(
+            f"{model} holds embeddings of length 1, and protocol {protocol.name} weighs images by their length; make "
+            "it again without --normalise, or give --unit-norm"
+        )
     crops = LooseCrops(root / "loose_crop", faces.names, faces.landmarks)
     if not embedder.ready_made:
         check_crops(crops.folder, faces.names, dataset.file(root, "name_5pts_score.txt"), skip_unreadable)
@@ -113,7 +119,7 @@ def run_ijb(
     results: list[Result] = world.broadcast_object(_on_rank_0(world, score))
     if world.rank == 0:
         for one in (results[:1], results[1:]) if task == "both" else (results,):
-            console().print(result_table(one))
+            print_table(*result_table(one))
         if output is not None:
             save_results(results, output)
     return results
@@ -128,6 +134,14 @@ def read_plan(root: Path, dataset: Dataset, faces: Faces, task: Task, intervals:
     ids = np.unique(faces.templates)
     lists = [dataset.file(root, f"1N_gallery_{name}.csv") for name in dataset.galleries]
     lists.append(dataset.file(root, "1N_probe_mixed.csv"))
+    if task == "both":
+        for alone, other, needed in (("1:1", "1:N", lists), ("1:n", "1:1", [dataset.file(root, PAIR_LIST)])):
+            missing = [path.name for path in needed if not path.is_file()]
+            if missing:
+                raise InputError(
+                    f"{root / 'meta'} lacks {', '.join(missing)}, which {other} needs; copy it there, or give "
+                    f"--task {alone}"
+                )
     first = second = probes = None
     if task != "1:1" or (intervals and all(path.is_file() for path in lists)):
         first, second, probes = (read_enrolled(path, dataset, ids) for path in lists)
@@ -162,11 +176,10 @@ def _scored(
         names = [*(f"{dataset.name} {name}" for name in dataset.galleries), dataset.name]
         each = identify(templates, plan.galleries, plan.probes, protocol, intervals)
         found += [("ijb-1:n", name, one) for name, one in zip(names, each, strict=True)]
-    switches = protocol.switches()
-    if embedder.ready_made:
-        switches["flip"] = "as the features are"
+    switches = protocol.switches() | {"flip": embedder.shown_flip(protocol.flip)}
     if len(lost):
         switches["templates without a face"] = len(lost)
+    seconds = time.monotonic() - started
     return [
         Result(
             protocol=kind,
@@ -181,7 +194,7 @@ def _scored(
             histogram=one.histogram,
             images=len(faces.names),
             unreadable=len(features.unreadable),
-            seconds=time.monotonic() - started,
+            seconds=seconds,
         )
         for kind, name, one in found
     ]
@@ -194,8 +207,8 @@ def _refused(unreadable: list[Unreadable], faces: Faces, ready_made: bool) -> In
     lost = np.setdiff1d(faces.templates, faces.templates[readable])
     what = f"{faces.names[first.image]}: {first.reason}" if ready_made else first.reason
     return InputError(
-        f"{len(unreadable):,} of {len(faces.names):,} images cannot be read, the first: {what}; mend them, or leave "
-        "them out with --skip-unreadable" + (f" ({_without_face(lost)} then)" if len(lost) else "")
+        f"{len(unreadable):,} of {len(faces.names):,} images cannot be read, the first: {what}; {MEND}"
+        + (f" ({_without_face(lost)} then)" if len(lost) else "")
     )
 
 

@@ -49,7 +49,8 @@ def group(templates: ArrayLike, media: ArrayLike, readable: ArrayLike | None = N
     ids, row = np.unique(own, return_inverse=True)
     images = np.arange(len(own)) if readable is None else np.flatnonzero(readable)
     row, medium = row[images], medium[images]
-    order = np.lexsort((medium, row))
+    rising = (row[1:] > row[:-1]) | ((row[1:] == row[:-1]) & (medium[1:] >= medium[:-1]))
+    order = np.arange(len(row)) if rising.all() else np.lexsort((medium, row))
     row, medium = row[order], medium[order]
     first = np.ones(len(order), np.bool_)
     first[1:] = (row[1:] != row[:-1]) | (medium[1:] != medium[:-1])

@@ -22,10 +22,12 @@ from facetrain.evaluation.megaface.files import (
     Features,
     ImageList,
     distractor_lists,
+    missing_files,
     open_matrix,
     read_image_list,
     read_noises,
 )
+from facetrain.evaluation.ready_made import AS_GIVEN
 
 Chain = list[tuple[int, NDArray[np.int64]]]
 """Numbers of distractors, rising, each with those that it adds to the one before."""
@@ -56,7 +58,13 @@ class Data:
 
     def probes(self) -> ImageList:
         """FaceScrub's list."""
-        return read_image_list(self.list_folder() / FACESCRUB_LIST, people=True)
+        folder = self.list_folder()
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder} is not a folder; expected one with the devkit's templatelists, {FACESCRUB_LIST} and "
+                f"{MEGAFACE_LIST}_SIZE_SET"
+            )
+        return read_image_list(folder / FACESCRUB_LIST, people=True)
 
     def noises(self) -> tuple[frozenset[str], frozenset[str]]:
         """Noisy images: file names of FaceScrub's, paths of MegaFace's."""
@@ -80,7 +88,7 @@ class Loaded:
 
     ``readable`` (Q,) are the probes with a feature; ``gone`` (N,) says which distractors have none. ``chains`` are the
     numbers of distractors to score, nested ones together. ``distractor_paths`` is empty where no list names them, and
-    ``flip`` None where nobody knows.
+    ``flip`` is what is shown of the mirrored image.
     """
 
     name: str
@@ -93,7 +101,7 @@ class Loaded:
     distractor_paths: list[str]
     gone: NDArray[np.bool_]
     chains: list[Chain]
-    flip: bool | None = None
+    flip: bool | str = AS_GIVEN
 
     def unreadable(self, size: int) -> int:
         """How many of ``size`` distractors have no feature."""
@@ -167,25 +175,28 @@ def make_features(
     Raises:
         InputError: a list or an image is missing or damaged, or ``model`` is no model.
     """
-    if model.suffix == ".npy":
+    if model.suffix in (".npy", ".npz"):
         raise InputError(
-            f"{model}: features of MegaFace are two files, facescrub.npy and megaface.npy; name their folder"
+            f"{model}: features of MegaFace are two files, facescrub.npy and megaface.npy, as --save-features with "
+            "--layout npy writes them; name their folder"
         )
     faces = data.probes()
     paths, sets = _needed(data, number)
     embedder = open_embedder(model, world=world, batch_size=batch_size, cache=cache)
+    faces_root = data.facescrub_images or data.folder / "facescrub_images"
+    others_root = data.megaface_images or data.folder / "megaface_images"
+    for root, files, what in ((faces_root, faces.paths, "FaceScrub"), (others_root, paths, "MegaFace")):
+        _check_images(root, files, what, skip_unreadable)
 
     def embed(root: Path, files: Sequence[str], what: str) -> tuple[FeatureMatrix, NDArray[np.bool_]]:
-        if not root.is_dir():
-            raise InputError(f"{root} is not a folder; expected one with the images that the list of {what} names")
         photos = PhotoFiles(root, files, np.full(len(files), -1))
         found: Embedded = embedder.embed(photos, flip=flip, skip_unreadable=skip_unreadable, what=what)
         gone = np.zeros(len(files), bool)
         gone[[one.image for one in found.unreadable]] = True
         return FeatureMatrix(found.rows, str(model), files), gone
 
-    probes, missing = embed(data.facescrub_images or data.folder / "facescrub_images", faces.paths, "FaceScrub")
-    distractors, gone = embed(data.megaface_images or data.folder / "megaface_images", paths, "MegaFace")
+    probes, missing = embed(faces_root, faces.paths, "FaceScrub")
+    distractors, gone = embed(others_root, paths, "MegaFace")
     return Loaded(
         name=embedder.name,
         fingerprint=embedder.fingerprint,
@@ -199,6 +210,18 @@ def make_features(
         chains=chains(sets, len(distractors)),
         flip=flip,
     )
+
+
+def _check_images(root: Path, files: Sequence[str], what: str, missing_allowed: bool) -> None:
+    """InputError, before any image is decoded, where listed ones are not there and may not be left out."""
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder; expected one with the images that the list of {what} names")
+    missing = missing_files(root, files)
+    if missing and (len(missing) == len(files) or not missing_allowed):
+        raise InputError(
+            f"{root} lacks {len(missing):,} of the {len(files):,} images that the list of {what} names, the first "
+            f"{files[missing[0]]}; copy the whole folder, or give --skip-unreadable"
+        )
 
 
 def _of_rows(rows: FeatureMatrix, data: Data, number: int) -> tuple[list[str], list[NDArray[np.int64]]]:

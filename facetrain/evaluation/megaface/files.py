@@ -10,6 +10,7 @@ import json
 import os
 import re
 import struct
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,21 @@ def check_relative(name: str, source: Path) -> None:
     """
     if not name or "\0" in name or name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name):
         raise InputError(f"{source}: {name!r} leaves the folder of images; expected a relative path without ..")
+
+
+def missing_files(root: Path, paths: Sequence[str]) -> list[int]:
+    """Numbers, rising, of the paths that are not under ``root``; a listing for each folder, not a look at each file."""
+    by_folder: defaultdict[str, list[int]] = defaultdict(list)
+    for i, path in enumerate(paths):
+        by_folder[os.path.dirname(path)].append(i)
+    missing: list[int] = []
+    for folder, images in by_folder.items():
+        try:
+            there = set(os.listdir(root / folder))
+        except OSError:
+            there = set()
+        missing += [i for i in images if os.path.basename(paths[i]) not in there]
+    return sorted(missing)
 
 
 def read_noises(path: Path) -> frozenset[str]:

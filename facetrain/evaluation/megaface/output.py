@@ -87,22 +87,22 @@ def write_devkit_result(folder: Path, outcome: Outcome, algo: str, number: int) 
     return path
 
 
-def megaface_table(results: Sequence[Result]) -> Table:
-    """The console's table, a row for each number of distractors, the protocol below it."""
+def megaface_table(results: Sequence[Result]) -> tuple[Table, str]:
+    """The console's table, a row for each number of distractors, and what is to be said below it."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     last = results[-1]
     model = f"{last.model_name} ({last.model[:16]})" if last.model else last.model_name
-    caption = f"model {model}; {switch_text(last.switches)}; {last.seconds:.1f} s\n"
-    caption += "rates in %; in round brackets: the impostor pairs accepted there"
+    remarks = f"model {model}; {switch_text(last.switches)}; {last.seconds:.1f} s\n"
+    remarks += "rates in %; in round brackets: the impostor pairs accepted there"
     if any(cell.few for one in results for cell in one.cells):
-        caption += f"; * decided by fewer than {FEW} of them"
-    caption += "; in square brackets: 95 % interval over people"
+        remarks += f"; * decided by fewer than {FEW} of them"
+    remarks += "; in square brackets: 95 % interval over people"
     if last.unreadable:
-        caption += f"\n{last.unreadable:,} of {last.images:,} images UNREADABLE"
-    table = Table(box=box.SIMPLE_HEAD, caption=escape(caption), caption_justify="left")
+        remarks += f"\n{last.unreadable:,} of {last.images:,} images UNREADABLE"
+    table = Table(box=box.SIMPLE_HEAD)
     for name in ("distractors", *last.metrics, *(tpr_name(cell.fpr) for cell in last.cells)):
         table.add_column(name, justify="right", no_wrap=True)
     for one in results:
@@ -112,7 +112,7 @@ def megaface_table(results: Sequence[Result]) -> Table:
             for cell in one.cells
         ]
         table.add_row(one.dataset.split()[1], *map(escape, rates))
-    return table
+    return table, remarks
 
 
 def _interval(one: Result, name: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrain.console import console
+from facetrain.console import console, print_table
 from facetrain.data.progress import progress as progress_line
 from facetrain.distributed import World
 from facetrain.errors import InputError
@@ -112,6 +112,7 @@ def run_megaface(
     started = time.monotonic()
     if extract_only and written.features is None:
         raise InputError("--extract-only needs --save-features, the folder to write to")
+    data.probes()  # read first: what a folder that is not MegaFace's lacks above all
     noises = data.noises() if protocol.clean != "none" and not extract_only else (frozenset[str](), frozenset[str]())
     if is_features(model):
         loaded = load_features(model, data, algo, protocol.number, noises=protocol.clean != "none")
@@ -141,7 +142,7 @@ def run_megaface(
                 highlight=False,
                 markup=False,
             )
-        console().print(megaface_table(results))
+        print_table(*megaface_table(results))
         if output is not None:
             save_results(results, output)
     return results
@@ -205,9 +206,8 @@ def score(
         "FPR rule": protocol.rule,
         "set": protocol.number,
         "probes": len(probes.rows),
+        "flip": loaded.flip,
     }
-    if loaded.flip is not None:
-        switches["flip"] = loaded.flip
     outcomes = sorted(_search(loaded, probes, distractors, protocol, world), key=lambda one: one.size)
     seconds = time.monotonic() - started
     if world.rank == 0 and written is not None and written.devkit is not None:

@@ -22,20 +22,20 @@ def test_each_project(name, flip, keep_norm, detector_score, unit_media, templat
     assert protocol_of(name).switches() == {
         "protocol": name,
         "flip": flip,
-        "keep_norm": keep_norm,
-        "detector_score": detector_score,
-        "unit_media": unit_media,
+        "keep norm": keep_norm,
+        "detector score": detector_score,
+        "unit media": unit_media,
         "template": template,
         "score": score,
-        "fpr_rule": "nearest",
-        "fpir_rule": "exclusive",
+        "FPR rule": "nearest",
+        "FPIR rule": "exclusive",
     }
 
 
 def test_single_switches_can_be_changed_and_say_so():
     changed = protocol_of("tface", flip=True, fpr_rule="strict", keep_norm=None)
     assert (
-        changed.switches() | {"protocol": "tface", "flip": False, "fpr_rule": "nearest"}
+        changed.switches() | {"protocol": "tface", "flip": False, "FPR rule": "nearest"}
         == PROTOCOLS["tface"].switches()
     )
     assert (changed.name, changed.flip, changed.fpr_rule) == ("tface, changed", True, "strict")

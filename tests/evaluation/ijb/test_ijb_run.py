@@ -101,7 +101,13 @@ def test_pictures_to_tables(fixture, tmp_path, monkeypatch, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert [one.dataset for one in results] == ["IJB-C", "IJB-C G1", "IJB-C G2", "IJB-C"]
     assert [one.protocol for one in results] == ["ijb-1:1", *["ijb-1:n"] * 3]
-    for words in ("TPR@1e-6", "TPIR@FPIR=0.01", "rank-10", "protocol insightface, flip yes, keep_norm yes", "nearest"):
+    for words in (
+        "TPR@1e-6",
+        "TPIR@FPIR=0.01",
+        "rank-10",
+        "protocol insightface, flip yes, keep norm yes",
+        "FPR rule nearest",
+    ):
         assert words in said
     assert [cell.tpr for cell in results[0].cells] == pytest.approx(by_hand(fixture), abs=1e-12)
     assert read_results(tmp_path / "out.json") == results
@@ -156,8 +162,10 @@ def test_one_task_needs_only_its_own_lists(features):
     (root / "meta" / "ijbc_1N_probe_mixed.csv").unlink()
     (only,) = run_ijb(path, root, IJBC, protocol_of(), task="1:1")
     assert not only.intervals  # nothing says who is who
-    with pytest.raises(InputError, match=r"ijbc_1N_probe_mixed\.csv cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"meta lacks ijbc_1N_probe_mixed\.csv, which 1:N needs; .* give --task 1:1$"):
         run_ijb(path, root, IJBC, protocol_of())
+    with pytest.raises(InputError, match=r"ijbc_1N_probe_mixed\.csv cannot be read: No such file"):
+        run_ijb(path, root, IJBC, protocol_of(), task="1:n")
 
 
 def test_identification_needs_no_pairs(features):
@@ -166,6 +174,32 @@ def test_identification_needs_no_pairs(features):
     results = run_ijb(path, root, IJBC, protocol_of(), task="1:n", intervals=False)
     assert [one.dataset for one in results] == ["IJB-C G1", "IJB-C G2", "IJB-C"]
     assert not results[0].intervals
+    with pytest.raises(InputError, match=r"meta lacks ijbc_template_pair_label\.txt, which 1:1 needs; .* --task 1:n$"):
+        run_ijb(path, root, IJBC, protocol_of())
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_features_of_facetrain_embed(features, normalised):
+    path, root = features
+    file = root.parent / "features.npz"
+    rows = np.load(path)
+    if normalised:
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    np.savez(file, embeddings=rows, model="a" * 64, flip=True, normalised=normalised)
+    protocol = protocol_of(keep_norm=not normalised)
+    found, wanted = (run_ijb(one, root, IJBC, protocol, intervals=False) for one in (file, path))
+    assert [one.metrics for one in found] == [one.metrics for one in wanted]
+    assert (found[0].model, found[0].switches["flip"]) == ("a" * 64, True)
+    assert wanted[0].switches["flip"] == "as the features are"
+    with pytest.raises(
+        InputError, match=r"features\.npz was made with the mirrored image: score it with --flip, or mak"
+    ):
+        run_ijb(file, root, IJBC, protocol_of("tface"))
+    if normalised:
+        with pytest.raises(
+            InputError, match=r"features\.npz holds embeddings of length 1, and protocol insightface weig"
+        ):
+            run_ijb(file, root, IJBC, protocol_of())
 
 
 def test_features_that_are_not_finite_are_named(features, capsys):
@@ -223,11 +257,11 @@ def test_what_can_be_known_is_told_before_any_picture_is_opened(fixture, tmp_pat
 def test_command_line(features, tmp_path, capsys):
     path, root = features
     words = ["eval", "ijbc", str(path), str(root), "--task", "1:1", "--protocol", "facex-zoo", "--keep-norm"]
-    assert main([*words, "--fpr-rule", "strict", "--output", str(tmp_path / "out.json"), "--device", "cpu"]) == 0
+    assert main([*words, "--rule", "strict", "--output", str(tmp_path / "out.json"), "--device", "cpu"]) == 0
     assert "protocol facex-zoo, changed" in " ".join(capsys.readouterr().out.split())
     (only,) = read_results(tmp_path / "out.json")
-    assert only.switches["keep_norm"] is True
-    assert only.switches["fpr_rule"] == "strict"
+    assert only.switches["keep norm"] is True
+    assert only.switches["FPR rule"] == "strict"
     assert main(["eval", "ijbb", str(path), str(root), "--device", "cpu"]) == 2
     assert "ijbb_face_tid_mid.txt cannot be read: No such file" in capsys.readouterr().err
 

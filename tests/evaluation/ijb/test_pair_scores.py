@@ -46,6 +46,7 @@ def test_small_parts_and_the_order_of_pairs_change_nothing(method, monkeypatch):
     np.testing.assert_allclose(pair_scores(rows, second, first, method=method), whole, atol=1e-6)
     monkeypatch.setattr(module, "_AT_ONCE", 7)
     monkeypatch.setattr(module, "_GATHER", 7)
+    monkeypatch.setattr(module, "_SAMPLED", 1)
     np.testing.assert_allclose(pair_scores(rows, first, second, method=method), whole, atol=1e-6)
 
 
@@ -70,3 +71,16 @@ def test_few_pairs_are_gathered_and_dense_ones_multiplied(monkeypatch):
     pair_scores(rows, np.tile(many[:60], 60), np.repeat(many[:60], 60))
     assert used == ["_by_gather", "_by_product"]
     assert pair_scores(rows, many[:0], many[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize(("missing", "whole"), [([20], True), ([0, 20, 39], True), (list(range(10, 30)), False)])
+def test_a_run_of_templates_with_few_gaps_is_multiplied_as_it_is(missing, whole, monkeypatch):
+    rows, first, second = toys(4, pairs=3000)
+    keep = ~np.isin(second, missing)
+    first, second = np.sort(first[keep]), second[keep]
+    monkeypatch.setattr(module, "_SAMPLED", 1)
+    found = module._occurring(second, 40)
+    expected = np.arange(second.min(), second.max() + 1) if whole else np.unique(second)
+    np.testing.assert_array_equal(found, expected)
+    scores = pair_scores(rows, first, second, method="product")
+    np.testing.assert_allclose(scores, by_loop(rows, first, second), atol=2e-6)

@@ -15,39 +15,19 @@ from ranks import run_ranks
 from test_megaface_files import write_list
 from test_megaface_scores import places_by_definition
 
-from facetrain.checkpoint import write_backbone
 from facetrain.cli import main
-from facetrain.config import ModelConfig
+from facetrain.data.dataset import PhotoFiles
 from facetrain.distributed import World
 from facetrain.errors import InputError
 from facetrain.evaluation.megaface.data import Data, chains, load_features
 from facetrain.evaluation.megaface.files import read_feature, write_feature
 from facetrain.evaluation.megaface.run import Protocol, Written, run_megaface
 from facetrain.evaluation.megaface.scores import Probes
+from facetrain.evaluation.ready_made import AS_GIVEN
 from facetrain.evaluation.result import read_results
-from facetrain.models import build_backbone
 
 TOOLS = Path(__file__).parents[3] / "tools"
-PROBES, DISTRACTORS = 18, 40
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A rendered set, a small model, and its features."""
-    root = tmp_path_factory.mktemp("megaface")
-    command = [sys.executable, TOOLS / "make_megaface_fixture.py", root / "data", "--people", "3", "--size", "24"]
-    command += ["--probes", str(PROBES), "--distractors", str(DISTRACTORS)]
-    assert f"{PROBES} probes of 3 people" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    config = ModelConfig(name="iresnet18", width=8, input_size=24, embedding_size=16)
-    write_backbone(root / "model.safetensors", build_backbone(config).eval(), config, fingerprint="c" * 64)
-    run_megaface(
-        root / "model.safetensors",
-        Data(root / "data"),
-        written=Written(features=root / "features"),
-        algo="toy",
-        extract_only=True,
-    )
-    return root
+PROBES, DISTRACTORS = 18, 40  # of conftest's set
 
 
 def _features(root, data):
@@ -97,6 +77,7 @@ def test_features_of_both_layouts_give_what_the_images_give(made, tmp_path, caps
         run_megaface(tmp_path, data, protocol),
     ]
     assert "cleaned facex-zoo (2 probes, 4 distractors)" in " ".join(capsys.readouterr().out.split())
+    assert [way[0].switches["flip"] for way in ways] == [True, AS_GIVEN, AS_GIVEN]
     for other in ways[1:]:
         for one, wanted in zip(other, ways[0], strict=True):
             assert one.model == ""
@@ -182,15 +163,24 @@ def test_ranks_share_the_images(made, size):
             assert (one.model, one.images, one.switches) == (alone.model, alone.images, alone.switches)
 
 
-def test_unreadable_images_are_refused_or_out_of_reach(made, tmp_path):
+def test_unreadable_images_are_refused_or_out_of_reach(made, tmp_path, monkeypatch):
     data = shutil.copytree(made / "data", tmp_path / "data")
     faces = json.loads((data / "templatelists" / "facescrub_features_list.json").read_text())["path"]
     others = json.loads((data / "templatelists" / "megaface_features_list.json_10_1").read_text())["path"]
     (data / "facescrub_images" / faces[1]).write_bytes(b"no image")
     (data / "megaface_images" / others[9]).unlink()
     model = made / "model.safetensors"
-    with pytest.raises(InputError, match=r"1 of 18 images cannot be read, the first: .*Person_00_1\.jpg"):
+    with monkeypatch.context() as patch:
+        patch.setattr(PhotoFiles, "encoded", lambda self, i: pytest.fail("an image was opened"))
+        with pytest.raises(
+            InputError, match=r"megaface_images lacks 1 of the 40 images that the list of MegaFace names, the first "
+        ) as told:
+            run_megaface(model, Data(data))
+    assert f"{others[9]}; copy the whole folder, or give --skip-unreadable" in str(told.value)
+    (data / "megaface_images" / others[9]).write_bytes(b"")
+    with pytest.raises(InputError, match=r"1 of 18 images cannot be read, the first: .*Person_00_1\.jpg.* with --skip"):
         run_megaface(model, Data(data))
+    (data / "megaface_images" / others[9]).unlink()
     written = Written(features=tmp_path / "features")
     results = run_megaface(model, Data(data), Protocol(clean="none"), written=written, skip_unreadable=True, algo="toy")
     assert [one.unreadable for one in results] == [2, 2]
@@ -251,8 +241,16 @@ def test_mistakes_are_one_line(made, tmp_path, capsys):
         InputError, match="is not a folder; expected one with the images that the list of FaceScrub names"
     ):
         run_megaface(made / "model.safetensors", replace(data, facescrub_images=tmp_path / "none"))
-    with pytest.raises(InputError, match=r"are two files, facescrub\.npy and megaface\.npy; name their folder"):
-        run_megaface(tmp_path / "f.npy", data)
+    shutil.copytree(made / "data" / "templatelists", tmp_path / "templatelists")
+    (tmp_path / "facescrub_images").mkdir()
+    with pytest.raises(InputError, match="facescrub_images lacks 18 of the 18 images") as told:
+        run_megaface(made / "model.safetensors", Data(tmp_path), Protocol(clean="none"), skip_unreadable=True)
+    assert "the first Person_00/Person_00_0.jpg" in str(told.value)
+    for name in ("f.npy", "f.npz"):
+        with pytest.raises(InputError, match=r"are two files, facescrub\.npy and megaface\.npy, as --save-features"):
+            run_megaface(tmp_path / name, data)
+    with pytest.raises(InputError, match=r"nowhere is not a folder; expected one with the devkit's templatelists, fac"):
+        run_megaface(features, Data(tmp_path / "nowhere"), algo="toy")
     other = shutil.copytree(features, tmp_path / "features")
     some = next((other / "megaface").rglob("*.bin"))
     for bad in (np.nan, np.inf):
