@@ -90,7 +90,9 @@ def _by_product(
     """Pairs ``edges[t]`` to ``edges[t + 1]`` have template t first; ``right`` has those that occur second."""
     left = np.flatnonzero(np.diff(edges))
     run = slice(int(right[0]), int(right[-1]) + 1)
-    columns = templates[run] if run.stop - run.start == len(right) else templates[right]
+    whole = run.stop - run.start == len(right)
+    columns = templates[run] if whole else templates[right]
+    first_column = np.int32(right[0])
     place = np.zeros(len(templates), np.intp)
     place[right] = np.arange(len(right))
     height = max(1, block_bytes // (4 * len(right)))
@@ -101,7 +103,8 @@ def _by_product(
         rows = left[start : start + height]
         np.matmul(templates[rows], columns.T, out=block[: len(rows)])
         for row, begin, end in zip(block, edges[rows].tolist(), edges[rows + 1].tolist(), strict=False):
-            row.take(place.take(second[begin:end], mode="clip"), out=scores[begin:end], mode="clip")
+            wanted = second[begin:end] - first_column if whole else place.take(second[begin:end], mode="clip")
+            row.take(wanted, out=scores[begin:end], mode="clip")
 
 
 def _by_gather(
