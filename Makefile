@@ -6,13 +6,14 @@ INSTALLED = $(VENV)/.installed
 # Several threads per process only wait for each other when the processes already fill the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-all test-mxnet check format clean
+.PHONY: help setup demo test test-all test-faults test-mxnet check format clean
 
 help:
 	@echo "make demo        train on rendered faces without and with feature clouds, a few minutes; look at runs/demo.html"
 	@echo "make test        the tests"
 	@echo "make check       format, lint, types and the tests, as before a commit"
 	@echo "make test-all    the slow tests too"
+	@echo "make test-faults  kills workers, cuts links, fills disks, damages files: an hour"
 	@echo "make test-mxnet  the tests against mxnet, in an environment of their own (Python 3.11)"
 
 setup: $(INSTALLED)
@@ -38,7 +39,12 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not mxnet"
+	$(BIN)/python -m pytest -m "not mxnet and not faults"
+
+# FACETRAIN_FAULTS=release: as often as before a release, which takes hours.
+test-faults: export FACETRAIN_FAULTS ?= ci
+test-faults: $(INSTALLED)
+	$(BIN)/python -m pytest -m faults -rs --durations=10
 
 test-mxnet:
 	$(PYTHON) -m venv .venv-mxnet

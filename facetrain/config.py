@@ -40,6 +40,9 @@ class DataConfig(Section):
     num_classes: Count | None = Field(None, description="expected number of identities; left out: taken from the data")
     workers: int = Field(2, ge=0, le=256, description="decoding processes per rank; 0 decodes in the training process")
     prefetch: Count = Field(4, description="batches each worker keeps ready")
+    max_damaged: int = Field(
+        100, ge=0, description="unreadable images that a run may meet; another of the same person stands in for each"
+    )
     augment: AugmentConfig = AugmentConfig()
 
 
@@ -111,11 +114,26 @@ class TrainConfig(Section):
     resume: Literal["never", "auto"] = Field("never", description="auto: go on from the newest checkpoint under output")
     checkpoint_every: Count = Field(2000, description="steps between checkpoints; one is always written at the end")
     keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints stay")
+    keep_best: bool = Field(True, description="the checkpoint with the best mean accuracy on evaluate.sets stays too")
+    on_save_error: Literal["warn", "stop"] = Field(
+        "warn", description="when a checkpoint cannot be written, other than the last: go on without it, or stop"
+    )
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="at a loss or gradient that is not finite: stop the run, or leave out that update"
+    )
+    max_skipped: Count = Field(10, description="nonfinite: skip only: updates left out before the run stops")
     log_every: Count = Field(
         10, description="steps between log lines and NaN checks; on GPUs also between looks at signals"
     )
     threads: Count | None = Field(None, description="CPU threads per rank; left out: OMP_NUM_THREADS or torch's choice")
-    timeout: Positive = Field(600.0, description="seconds a rank waits for another before the run fails")
+    timeout: Positive = Field(
+        600.0, description="seconds without a step after which a run counts as hanging: it names the rank and ends"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        self._refuse_idle("max_skipped", self.nonfinite == "skip", "nonfinite: skip")
+        return self
 
 
 class EvaluateConfig(Section):
