@@ -6,7 +6,7 @@ INSTALLED = $(VENV)/.installed
 # Several threads per process only wait for each other when the processes already fill the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-all test-faults test-mxnet check format clean
+.PHONY: help setup demo test test-all test-faults test-mxnet check audit clean
 
 help:
 	@echo "make demo        train on rendered faces without and with feature clouds, a few minutes; look at runs/demo.html"
@@ -14,6 +14,7 @@ help:
 	@echo "make check       format, lint, types and the tests, as before a commit"
 	@echo "make test-all    the slow tests too"
 	@echo "make test-faults  kills workers, cuts links, fills disks, damages files: an hour"
+	@echo "make audit       known weaknesses: bandit on the source, pip-audit on what is installed (needs the network)"
 	@echo "make test-mxnet  the tests against mxnet, in an environment of their own (Python 3.11)"
 
 setup: $(INSTALLED)
@@ -57,6 +58,12 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# pip-audit asks PyPI for advisories.
+audit: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint tools/constraints.txt --editable '.[audit]'
+	$(BIN)/bandit --quiet --recursive facetrain tools eval docker --configfile pyproject.toml
+	$(BIN)/pip-audit --skip-editable
 
 clean:
 	rm -rf $(VENV) .venv-mxnet runs/demo runs/demo.html runs/demo_leap data/demo

@@ -16,9 +16,15 @@ from typing import Annotated
 
 import typer
 
-from facetrain import __version__, cli_data, cli_eval, launch
+from facetrain import __version__, cli_checkpoint, cli_data, cli_eval, cli_health, launch
 from facetrain.cli_options import BatchSize, Checkpoint, Device, DeviceOption, Flip, Nproc, spread
-from facetrain.errors import InputError, RunError
+from facetrain.errors import InputError, LostRankError, RunError
+
+_LONGEST = 200  # characters of a line about a user's mistake
+_ABOUT_A_PATH = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
+    *(errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG),
+)
 
 app = typer.Typer(
     help="Train, evaluate and export face recognisers. Each command's --help has an example.",
@@ -29,7 +35,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_checkpoint.app, name="checkpoint")
 app.add_typer(cli_eval.app, name="eval")
+app.command(name="health", epilog="Example: FACETRAIN_HEARTBEAT=/tmp/beat facetrain health")(cli_health.health)
 
 
 class Format(StrEnum):
@@ -81,23 +89,35 @@ def _root(
 
 
 @app.command(epilog="Example: facetrain train configs/demo.yaml train.epochs=5 output=runs/mine --nproc 2")
-def train(context: typer.Context, config: Config, overrides: Overrides = None, nproc: Nproc = None) -> None:
+def train(
+    context: typer.Context,
+    config: Config,
+    overrides: Overrides = None,
+    nproc: Nproc = None,
+    restarts: Annotated[
+        int,
+        typer.Option(min=0, max=1000, help="how often workers that died or hang are started again from a checkpoint"),
+    ] = 0,
+) -> None:
     """Train as a recipe says. Relative paths in a recipe start at the current directory."""
     from facetrain import recipe
 
     resolved = recipe.load(config, overrides or ())
 
     def work() -> int:
-        from facetrain.run import train
+        from facetrain import preflight
 
-        return train(resolved)
+        inputs = preflight.check(resolved, int(os.environ.get("WORLD_SIZE", "1")))
+        from facetrain.run import train  # seconds of imports: a mistake is told before them
+
+        return train(resolved, inputs)
 
     def check(ranks: int) -> None:
         from facetrain import preflight
 
         preflight.check(resolved, ranks)
 
-    spread(context, nproc, resolved.device, work, check)
+    spread(context, nproc, resolved.device, work, check, restarts)
 
 
 @app.command(name="config", epilog="Example: facetrain config configs/demo.yaml optim.lr=0.1 > mine.yaml")
@@ -205,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: its words; None takes the process's.
 
     Returns:
-        The exit code: 0, 1 (a run that cannot go on), 2 (a user's mistake), 128 + signal.
+        The exit code: 0, 1 (a run that cannot go on), 2 (a user's mistake), 3 (a rank is lost), 128 + signal.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -232,7 +252,7 @@ def _line_and_code(error: Exception) -> tuple[str | None, int]:
     if isinstance(error, InputError):
         return f"error: {error}", 2
     if isinstance(error, RunError):
-        return f"error: {error}", 1
+        return f"error: {error}", 3 if isinstance(error, LostRankError) else 1
     if type(error).__name__ == "NoArgsIsHelpError":
         return str(getattr(error, "message", "")), 2
     if hasattr(error, "format_message"):  # typer's own, by whatever class its version has
@@ -241,10 +261,7 @@ def _line_and_code(error: Exception) -> tuple[str | None, int]:
         return f"error: {error.format_message().rstrip('.')}{where}", 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"error: {error.filename or 'writing'}: {error.strerror}; free some space and run the command again", 2
-    if (
-        isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError)
-        and error.filename
-    ):
+    if isinstance(error, OSError) and error.errno in _ABOUT_A_PATH and error.filename:
         return f"error: {error.filename}: {error.strerror}", 2
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which must not be imported for this
         advice = "lower train.batch_size, raise train.accumulation or set model.gradient_checkpointing=true"
@@ -258,9 +275,13 @@ def _end(line: str, code: int) -> int:
         sys.stdout.write(line.strip("\n") + "\n")
         return code
     line = " ".join(line.split())
+    if code == 2:  # cut where a name is long: the key is at the beginning, what to do at the end
+        room = _LONGEST - len("facetrain: ")
+        line = line if len(line) <= room else f"{line[: room - 73]} ... {line[-68:]}"
     if launch.under_torchrun():
         told = launch.leave_word(line.removeprefix("error: "))
-        if os.environ["RANK"] != "0" or (told and launch.under_our_launcher()):
+        rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        if (rank.isdigit() and size.isdigit() and 0 < int(rank) < int(size)) or (told and launch.under_our_launcher()):
             return code
     sys.stderr.write(f"facetrain: {line}\n")
     return code

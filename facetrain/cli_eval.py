@@ -24,6 +24,7 @@ from facetrain.cli_options import (
     RuleOption,
     spread,
 )
+from facetrain.errors import InputError
 
 app = typer.Typer(help="Score a trained model by a protocol of the field.", rich_markup_mode=None, no_args_is_help=True)
 cli_ijb.add_to(app)
@@ -101,6 +102,8 @@ def show_cache(
     from facetrain.evaluation import cache_folder
 
     folder = cache_folder.cache_folder(cache)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise InputError(f"--cache {folder} is a file; expected a folder of embeddings")
     entries = [] if folder is None else cache_folder.clear(folder) if clear else cache_folder.kept(folder)
     for one in entries:
         typer.echo(f"{one.folder.name}  {one.size / 1e6:9,.1f} MB  {one.written:%Y-%m-%d %H:%M}  {one.text}")

@@ -67,14 +67,47 @@ def spread(
     device: str,
     work: Callable[[], int],
     check: Callable[[int], None] = lambda ranks: None,
+    restarts: int = 0,
 ) -> None:
-    """Do ``work`` in this process, or run the user's own words (``context.obj``) in several; ends with its code."""
+    """Do ``work`` in this process, or run the user's own words (``context.obj``) in several; ends with its code.
+
+    Where ``restarts`` are allowed, others do the work even if it is for one.
+    """
+    _check_ranks()
     if launch.under_torchrun():
         if nproc is not None and not launch.under_our_launcher():
             raise InputError(f"--nproc {nproc}: {os.environ['WORLD_SIZE']} processes run already; leave --nproc out")
+        if restarts and not launch.under_our_launcher():
+            raise InputError(f"--restarts {restarts}: torchrun starts workers again; use its --max-restarts {restarts}")
         raise SystemExit(work())
     count = launch.workers(nproc, device)
-    if count == 1:
+    if count == 1 and not restarts:
         raise SystemExit(work())
     check(count)
-    raise SystemExit(launch.run(context.obj, count))
+    raise SystemExit(launch.run(context.obj, count, max_restarts=restarts))
+
+
+def _check_ranks() -> None:
+    """What torchrun or a cluster says of this process among others must make sense before anything waits for them.
+
+    Raises:
+        InputError: a variable is missing, or has a value that cannot be.
+    """
+    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+    if not given:
+        return
+    remedy = "start the command with torchrun, which sets it, or unset RANK and WORLD_SIZE"
+    numbers = {"WORLD_SIZE": (1, 1 << 20), "RANK": (0, 1 << 20), "LOCAL_RANK": (0, 1 << 20)}
+    if given.get("WORLD_SIZE") != "1":
+        numbers["MASTER_PORT"] = (1, 1 << 16)
+        given["MASTER_ADDR"] = os.environ.get("MASTER_ADDR", "")
+    given |= {name: os.environ.get(name, "0" if name == "LOCAL_RANK" else "") for name in numbers}
+    for name, text in given.items():
+        least, beyond = numbers.get(name, (0, 0))
+        if not text:
+            raise InputError(f"{name} is not set in the environment, but {next(iter(given))} is; {remedy}")
+        if name in numbers and not (text.isascii() and text.isdigit() and least <= int(text[:9]) < beyond):
+            raise InputError(f"{name}={text} in the environment: expected a whole number from {least} on; {remedy}")
+    if int(given["RANK"]) >= int(given["WORLD_SIZE"]):
+        rank, size = given["RANK"], given["WORLD_SIZE"]
+        raise InputError(f"RANK={rank} in the environment: expected less than WORLD_SIZE={size}; {remedy}")

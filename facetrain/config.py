@@ -59,6 +59,16 @@ class ModelConfig(Section):
         False, description="recompute activations in the backward pass: slower, less memory"
     )
     compile: bool = Field(False, description="torch.compile: faster steps after a minute or more of compilation")
+    cuda_graph: bool = Field(
+        False,
+        description="GPUs, with compile: the network's kernels start together, so that the host never holds them up; "
+        "needs train.accumulation: 1",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        self._refuse_idle("cuda_graph", self.compile, "compile: true")
+        return self
 
 
 class OptimConfig(Section):
@@ -151,6 +161,9 @@ class Config(Section):
     output: UserPath = Field(description="the run's folder: checkpoints, logs, report")
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    profile: bool = Field(
+        False, description="measure some updates: a table of where their time goes and a trace, under output/profile"
+    )
     data: DataConfig
     model: ModelConfig = ModelConfig()
     classifier: ClassifierConfig = ClassifierConfig()
@@ -167,6 +180,8 @@ class Config(Section):
                 f"train.batch_size {self.train.batch_size} must be a multiple of train.accumulation "
                 f"{self.train.accumulation}"
             )
+        if self.model.cuda_graph and self.train.accumulation > 1:
+            raise ValueError("model.cuda_graph needs train.accumulation: 1; leave one of them out")
         if self.schedule.min_lr > self.optim.lr:
             raise ValueError(f"schedule.min_lr {self.schedule.min_lr:g} must not exceed optim.lr {self.optim.lr:g}")
         if self.schedule.name != "triangular" and self.schedule.warmup_epochs >= self.train.epochs:

@@ -62,9 +62,18 @@ class ClassifierConfig(Section):
 
     margin: MarginConfig = MarginConfig()
     sample_rate: float = Field(1.0, gt=0, le=1, description="share of the negative classes that take part in a step")
-    chunk: Count = Field(8192, description="classes whose logits are in memory at once")
-    keep_logits: bool = Field(
-        True, description="keep exponentials for the backward pass (faster); false recomputes them (least memory)"
+    chunk: Count | None = Field(
+        None, description="classes whose logits are computed at once; left out: what suits the batch and the device"
+    )
+    keep_gb: NotNegative = Field(
+        4.0,
+        description="GB a rank for exponentials that the backward pass needs again; what does not fit is computed "
+        "anew, a fourth matrix product instead of three",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="of the factors in its matrix products: bf16 is for GPUs, several times slower on most CPUs; sums, "
+        "exponentials, weights and loss stay float32",
     )
 
 

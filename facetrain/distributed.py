@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,16 +21,37 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from facetrain.errors import InputError
+from facetrain.meeting import Store, meet
 from facetrain.partition import split
+from facetrain.provenance import host
+from facetrain.pulse import Pulse
+
+_PEER_FAILED = (  # what gloo and NCCL say of a peer that is gone; other errors of theirs are defects of ours
+    *("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe", "Socket closed"),
+    *("Timed out", "timed out", "timeout", "Read error", "Write error"),
+    *("ncclRemoteError", "ncclSystemError", "ncclInProgress", "aborted"),
+)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among its peers; passed to whoever needs it, never global."""
+    """This process's place among its peers; passed to whoever needs it, never global.
+
+    Attributes:
+        rank: 0..size-1.
+        size: the number of ranks.
+        device: where this rank computes.
+        hosts: each rank's machine, in rank order.
+        key: of this group of processes, the same on every rank and never used before.
+        pulse: where this rank stands; each collective is noted in it.
+    """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    hosts: tuple[str, ...] = ()
+    key: str = ""
+    pulse: Pulse = field(default_factory=Pulse, compare=False, repr=False)
 
     def rows_of(self, total: int) -> range:
         """The consecutive rows of ``total`` that are this rank's."""
@@ -42,7 +64,8 @@ class World:
             return rows
         largest = len(split(total, self.size, 0))
         gathered = rows.new_empty((self.size * largest, *rows.shape[1:]))
-        all_gather(gathered, _padded(rows, largest))
+        with self.pulse.entering("all-gather"):
+            all_gather(gathered, _padded(rows, largest))
         if total == self.size * largest:
             return gathered
         return torch.cat([gathered[r * largest :][: len(split(total, self.size, r))] for r in range(self.size)])
@@ -57,13 +80,15 @@ class World:
             parts = [split(total, self.size, r) for r in range(self.size)]
             rows = torch.cat([_padded(rows[part.start : part.stop], largest) for part in parts])
         received = rows.new_empty((largest, *rows.shape[1:]))
-        reduce_scatter(received, rows.contiguous())
+        with self.pulse.entering("reduce-scatter"):
+            reduce_scatter(received, rows.contiguous())
         return received[: len(self.rows_of(total))]
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with self.pulse.entering("all-reduce"):
+                dist.all_reduce(tensor)
         return tensor
 
     def largest(self, number: int) -> int:
@@ -71,15 +96,17 @@ class World:
         if self.size == 1:
             return number
         everyone = torch.tensor([number], dtype=torch.float64, device=self.device)
-        dist.all_reduce(everyone, dist.ReduceOp.MAX)
-        return int(everyone.item())
+        with self.pulse.entering("all-reduce"):
+            dist.all_reduce(everyone, dist.ReduceOp.MAX)
+            return int(everyone.item())
 
     def broadcast_object(self, thing: Any) -> Any:
         """Rank 0's small picklable object on every rank."""
         if self.size == 1:
             return thing
         box = [thing]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        with self.pulse.entering("broadcast"):
+            dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
     def gather_objects(self, thing: Any) -> list[Any]:
@@ -87,12 +114,15 @@ class World:
         if self.size == 1:
             return [thing]
         box: list[Any] = [None] * self.size
-        dist.all_gather_object(box, thing)
+        with self.pulse.entering("all-gather"):
+            dist.all_gather_object(box, thing)
         return box
 
     def barrier(self) -> None:
         """Wait for every rank."""
-        if self.size > 1:
+        if self.size == 1:
+            return
+        with self.pulse.entering("barrier"):
             dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def data_parallel(self, module: nn.Module) -> nn.Module:
@@ -155,9 +185,8 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         # Each rank's shard of classes contributes a part of the gradient of every row, so the parts are summed. DDP
-        # then
-        # divides by the number of ranks, taking each rank for a mean of its own; the loss here is already the mean over
-        # all rows, and this factor, which stands nowhere else, cancels that division.
+        # then divides by the number of ranks, taking each rank for a mean of its own; the loss here is already the mean
+        # over all rows, and this factor, which stands nowhere else, cancels that division.
         return ctx.world.reduce_scatter_rows(grads[0]) * ctx.world.size, None, None
 
 
@@ -196,6 +225,7 @@ def joined(device: str = "auto", timeout: float = 600.0) -> Iterator[World]:
 
     Raises:
         InputError: no GPU for this rank.
+        LostRankError: the other ranks did not start within ``timeout``.
     """
     rank, size, local = (
         int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
@@ -204,19 +234,58 @@ def joined(device: str = "auto", timeout: float = 600.0) -> Iterator[World]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if size == 1:
-        yield World(device=chosen)
+        yield World(device=chosen, hosts=(host(),))
         return
     backend = "nccl" if chosen.type == "cuda" else "gloo"
+    where: dict[str, Any] = {}
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's, with what earlier rounds left in it
+        store: Any = common_store(timeout)
+        fresh = dist.PrefixStore(meet(store, rank, size, timeout), store)  # type: ignore[attr-defined]
+        where = {"store": fresh, "rank": rank, "world_size": size}
     dist.init_process_group(
         backend,
         timeout=timedelta(seconds=timeout),
         device_id=chosen if chosen.type == "cuda" else None,
+        **where,
     )
     try:
-        yield World(rank, size, chosen)
+        everyone = World(rank, size, chosen).gather_objects((host(), uuid.uuid4().hex))
+        yield World(rank, size, chosen, tuple(there for there, _ in everyone), everyone[0][1])
     except BaseException:
         # NCCL's teardown waits for ranks that wait for this one; leaving without it lets the error be told at once.
         if backend == "gloo":
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def common_store(patience: float) -> Store:
+    """A connection of its own to the store where the ranks met, opened within ``patience`` seconds or RuntimeError."""
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=timedelta(seconds=patience),
+        wait_for_workers=False,
+    )
+
+
+def peers_failed(error: BaseException | None) -> bool:
+    """Whether an error says that another rank or the way to it is gone; also where it only caused ``error``."""
+    while error is not None:
+        if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
+            return True
+        if isinstance(error, RuntimeError) and any(word in str(error) for word in _PEER_FAILED):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def background_group(world: World, timeout: float) -> dist.ProcessGroup | None:
+    """A gloo group of all ranks for a thread of its own, whatever the main one uses; None with one rank.
+
+    All ranks call this together, in their main threads. ``timeout`` is how many seconds a collective waits.
+    """
+    if world.size == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))

@@ -14,3 +14,7 @@ class RunError(RuntimeError):
 
     The message is one line: what, when, and what can be gone on from. The command line prints it and exits with code 1.
     """
+
+
+class LostRankError(RunError):
+    """A rank died, hangs or cannot be reached. Started again, the run may well go on; the exit code is 3."""

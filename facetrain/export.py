@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import facetrain
-from facetrain.atomic import result_file
+from facetrain.atomic import check_folder, result_file
 from facetrain.checkpoint import find, fingerprint, load_backbone, write_backbone
 from facetrain.checkpoint_files import MANIFEST
 from facetrain.config import ModelConfig
@@ -214,6 +214,7 @@ def _check_target(out: Path, source: Path) -> None:
         raise InputError(f"{out} is a folder; expected the name of a file to write, for example {out / 'model.onnx'}")
     if out.resolve() == source.resolve() or (out.parent / MANIFEST).is_file():
         raise InputError(f"{out} would change the checkpoint {source}; choose another place")
+    check_folder(out.parent, str(out))
 
 
 def _forget_source(proto: Any) -> None:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def _finalise(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
+    z = (z ^ (z >> np.uint64(30))) * MIX_1
+    z = (z ^ (z >> np.uint64(27))) * MIX_2
     return z ^ (z >> np.uint64(31))
 
 
@@ -32,10 +32,16 @@ def bits(*key: ArrayLike) -> NDArray[np.uint64]:
         uint64 array of the broadcast shape.
     """
     with np.errstate(over="ignore"):
+        return np.asarray(_finalise(absorbed(*key) + GOLDEN))
+
+
+def absorbed(*key: ArrayLike) -> NDArray[np.uint64]:
+    """The generator's state after a key or its first parts; :func:`bits` is its finaliser's value of this."""
+    with np.errstate(over="ignore"):
         state = np.zeros((), np.uint64)
         for part in key:
-            state = _finalise((state ^ np.asarray(part).astype(np.uint64)) + _GOLDEN)
-        return np.asarray(_finalise(state + _GOLDEN))
+            state = np.asarray(_finalise((state ^ np.asarray(part).astype(np.uint64)) + GOLDEN))
+        return state
 
 
 def uniform(*key: ArrayLike) -> NDArray[np.float64]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 GRACE = 60  # seconds that workers have to save and leave after a signal
 _LAUNCHER = "FACETRAIN_LAUNCHER"  # in a worker's environment: the launcher's process id
+_RESTARTS = "FACETRAIN_RESTARTS"  # and how often it has started the workers again
 
 
 def under_torchrun() -> bool:
@@ -67,8 +68,16 @@ def workers(nproc: int | None, device: str = "auto") -> int:
     return nproc or max(1, gpus)
 
 
-def run(argv: Sequence[str], nproc: int, program: Sequence[str] = ("-m", "facetrain")) -> int:
+def restarts() -> int:
+    """How often torchrun or :func:`run` has started the workers again; 0 in the first round."""
+    return int(os.environ.get(_RESTARTS) or os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+
+
+def run(argv: Sequence[str], nproc: int, program: Sequence[str] = ("-m", "facetrain"), max_restarts: int = 0) -> int:
     """Run ``python -m facetrain ARGV`` in ``nproc`` workers and wait for them.
+
+    A worker that dies, hangs or raises takes the others with it, and all are started again, up to ``max_restarts``
+    times; but not where it says that the input is at fault (exit code 2) or that the run cannot go on (1).
 
     The first SIGINT, SIGTERM or SIGHUP is passed to the workers, which have :data:`GRACE` seconds
     (``TORCH_ELASTIC_SHUTDOWN_TIMEOUT`` in the environment) to save and leave; a second Ctrl-C kills them.
@@ -77,21 +86,32 @@ def run(argv: Sequence[str], nproc: int, program: Sequence[str] = ("-m", "facetr
         argv: arguments of the command line, the same for every worker.
         nproc: number of workers.
         program: what Python runs; tests give a script of their own.
+        max_restarts: how often.
 
     Returns:
         0; the exit code of the worker that caused the end, 128 + signal where a signal killed it; 128 + signal where
         this process got one.
     """
+    for number in range(max_restarts + 1):
+        code, hopeless = _round(argv, nproc, program, number)
+        if code == 0 or hopeless or number == max_restarts:
+            return code
+        _say(f"starting again from the newest checkpoint, restart {number + 1} of at most {max_restarts}")
+    raise AssertionError("unreachable")
+
+
+def _round(argv: Sequence[str], nproc: int, program: Sequence[str], number: int) -> tuple[int, bool]:
+    """One start of all workers; (exit code, whether another start would end the same)."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    grace = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", GRACE))
+    grace = _grace()
     arguments = [argument.replace("$", "$$") for argument in (*program, *argv)]  # torch substitutes ${local_rank}
     with (
         tempfile.TemporaryDirectory(prefix="facetrain-") as words,
         _silenced(),
-        _environment(),
+        _environment(number),
         _signals(grace) as since,
     ):
         config = LaunchConfig(
@@ -114,8 +134,15 @@ def run(argv: Sequence[str], nproc: int, program: Sequence[str] = ("-m", "facetr
         except SignalException as stop:
             if since and time.monotonic() - since[0] >= grace:
                 _say(f"workers did not leave within {grace} s and were killed; the newest checkpoint is kept")
-            return 128 + int(stop.sigval)
-    return 0
+            return 128 + int(stop.sigval), True
+    return 0, True
+
+
+def _grace() -> int:
+    text = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE))
+    if not text.isdigit():
+        raise InputError(f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={text} in the environment: expected whole seconds")
+    return int(text)
 
 
 def _patience(grace: int) -> dict[str, Any]:
@@ -159,8 +186,8 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-def _explain(failures: Mapping[int, ProcessFailure]) -> int:
-    """Print what ended the run; the exit code of the worker at fault."""
+def _explain(failures: Mapping[int, ProcessFailure]) -> tuple[int, bool]:
+    """Print what ended the run; the exit code of the worker at fault, and whether it would end so again."""
     first = min(failure.timestamp for failure in failures.values())
 
     def guilt(rank: int) -> tuple[int, int]:
@@ -171,6 +198,8 @@ def _explain(failures: Mapping[int, ProcessFailure]) -> int:
         word = _word(failure)
         if word is None:
             return (3 if number == signal.SIGABRT else 1), 0  # NCCL aborts ranks that lost their peer
+        if failure.exitcode == 3 and word["message"].startswith("no step for"):
+            return 0, int(word["extraInfo"]["time_ns"])  # a watchdog, who kills ranks that are stopped
         return (0 if failure.exitcode == 2 else 2), int(word["extraInfo"]["time_ns"])
 
     rank = min(failures, key=lambda r: (*guilt(r), r))
@@ -180,16 +209,17 @@ def _explain(failures: Mapping[int, ProcessFailure]) -> int:
     if word is None:
         ended = f"ended with exit code {code}" if failure.exitcode > 0 else f"was killed by {failure.signal_name()}"
         hint = "; most often memory ran out" if -failure.exitcode == signal.SIGKILL else ""
-        _say(f"error: rank {rank} {ended}{hint}")
-        return code
+        told = [word for word in map(_word, failures.values()) if word]  # by ranks that lost it, who know the step
+        _say(f"error: rank {rank} {ended}{hint}" + (f"; {told[0]['message']}" if told else ""))
+        return code, False
     if word["extraInfo"]["trace"]:
         sys.stderr.write(word["extraInfo"]["trace"])
         _say(f"error: rank {rank} ended with exit code {code}")
-        return code
+        return code, False
     others = [_word(failures[other]) for other in failures if other != rank]
     alone = rank != 0 and not any(other and other["message"] == word["message"] for other in others)
     _say(f"error: {word['message']}" + (f" (rank {rank})" if alone else ""))
-    return code
+    return code, code in (1, 2)
 
 
 def _word(failure: ProcessFailure) -> dict[str, Any] | None:
@@ -199,9 +229,10 @@ def _word(failure: ProcessFailure) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
+def _environment(number: int) -> Iterator[None]:
     """What workers inherit: one OpenMP thread each unless the user said otherwise, as torchrun does, and who we are."""
-    added = {_LAUNCHER: str(os.getpid())} | ({} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": "1"})
+    added = {_LAUNCHER: str(os.getpid()), _RESTARTS: str(number)}
+    added |= {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": "1"}
     os.environ.update(added)
     try:
         yield

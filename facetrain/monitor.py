@@ -6,6 +6,8 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,6 +56,7 @@ class Monitor:
             disable=not self.console.is_terminal,
         )
         self._task = self._progress.add_task("training", total=total_steps, completed=start_step, numbers="")
+        self._complained = False
         self._started = self._last_time = self._last_plain = time.monotonic()
         self._first_step = start_step
 
@@ -67,14 +70,14 @@ class Monitor:
     ) -> None:
         if self.active:
             self._progress.stop()
-            self._records.close()
-            self._board.close()
+            self._keep(self._records.close)
+            self._keep(self._board.close)
 
     def say(self, line: str) -> None:
         """One line to the person at the console."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def interval(self, step: int, epoch: float, loss: float, lr: float, images: int) -> None:
+    def interval(self, step: int, epoch: float, loss: float, gradient_norm: float, lr: float, images: int) -> None:
         """Numbers of the interval that ended with update ``step``; ``images`` were seen in it by all ranks."""
         if not self.active:
             return
@@ -85,13 +88,15 @@ class Monitor:
         self._record(
             {"kind": "train", "step": step, "epoch": round(epoch, 4), "loss": loss, "lr": lr}
             | {
+                "gradient_norm": gradient_norm,
                 "images_per_second": round(rate, 1),
                 "memory_gib": round(memory, 3),
                 "seconds": round(now - self._started, 2),
             }
         )
-        for name, value in (("loss", loss), ("lr", lr), ("images_per_second", rate), ("memory_gib", memory)):
-            self._board.add_scalar(f"train/{name}", value, step)
+        scalars = {"loss": loss, "gradient_norm": gradient_norm, "lr": lr}
+        for name, value in (scalars | {"images_per_second": rate, "memory_gib": memory}).items():
+            self._scalar(f"train/{name}", value, step)
         numbers = f"epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.2e}  {rate:.0f} img/s  {memory:.2f} GiB"
         self._progress.update(self._task, completed=step, numbers=numbers)
         if not self.console.is_terminal and (now - self._last_plain >= _PLAIN_SECONDS or step == self.total_steps):
@@ -109,9 +114,9 @@ class Monitor:
         if not self._is_new("verification", step, name):
             return
         self._record({"kind": "verification", "step": step, "set": name, **record})
-        self._board.add_scalar(f"{name}/accuracy", record["accuracy"], step)
+        self._scalar(f"{name}/accuracy", record["accuracy"], step)
         for fpr, tpr in record["tpr"].items():
-            self._board.add_scalar(f"{name}/tpr_at_fpr_{fpr}", tpr, step)
+            self._scalar(f"{name}/tpr_at_fpr_{fpr}", tpr, step)
 
     def leap(self, step: int, record: dict[str, float | None]) -> None:
         """Spreads of the classes in radians, and the clouds since the last record; None: there is none yet."""
@@ -120,7 +125,7 @@ class Monitor:
         self._record({"kind": "leap", "step": step, **record})
         for name, value in record.items():
             if value is not None:
-                self._board.add_scalar(f"leap/{name}", value, step)
+                self._scalar(f"leap/{name}", value, step)
 
     def angles(self, step: int, epoch: float, counts: dict[str, list[int]]) -> None:
         """Histograms of the angles to the class centres, of ``head`` and ``tail``: a count for each degree."""
@@ -131,7 +136,8 @@ class Monitor:
             found = np.array(of_degree)
             degree, filled = np.arange(len(found)), np.flatnonzero(found)
             if len(filled):
-                self._board.add_histogram_raw(
+                histogram = partial(
+                    self._board.add_histogram_raw,
                     f"leap_degrees/{name}",
                     min=int(filled[0]),
                     max=int(filled[-1]) + 1,
@@ -142,13 +148,28 @@ class Monitor:
                     bucket_counts=found.tolist(),
                     global_step=step,
                 )
+                self._keep(histogram)
 
     def _is_new(self, kind: str, step: int, name: str | None = None) -> bool:
         """Whether this process writes records and a run that was resumed at ``step`` has not written this one."""
         return self.active and (kind, step, name) not in self._known
 
     def _record(self, entry: dict[str, Any]) -> None:
-        self._records.write(json.dumps(entry) + "\n")
+        self._keep(lambda: self._records.write(json.dumps(entry) + "\n"))
+
+    def _scalar(self, name: str, value: float, step: int) -> None:
+        self._keep(lambda: self._board.add_scalar(name, value, step))
+
+    def _keep(self, write: Callable[[], object]) -> None:
+        """Write a record; a disk that refuses costs records, not the run, and is told once."""
+        try:
+            write()
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                self.say(
+                    f"warning: metrics.jsonl or tensorboard/ cannot be written: {error.strerror}; training goes on"
+                )
 
     @staticmethod
     def _keep_until(file: Path, step: int) -> list[dict[str, Any]]:

@@ -17,7 +17,10 @@ def build_optimizer(backbone: nn.Module, config: OptimConfig) -> torch.optim.Opt
     """torch's optimiser over the backbone's trainable parameters; the learning rate is set before every step."""
     parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     if config.name == "sgd":
-        return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
+        fused = parameters[0].is_cuda  # one kernel; on a CPU it would change the last bits for no gain
+        return torch.optim.SGD(
+            parameters, config.lr, config.momentum, weight_decay=config.weight_decay, fused=fused or None
+        )
     return torch.optim.AdamW(parameters, config.lr, betas=config.betas, weight_decay=config.weight_decay)
 
 
@@ -44,19 +47,22 @@ def learning_rate(step: int, total_steps: int, steps_per_epoch: int, peak: float
     return config.min_lr + (peak - config.min_lr) * shape
 
 
-def clip_gradients(replicated: Iterable[Tensor], sharded: Iterable[Tensor], largest: float, world: World) -> None:
-    """Scale the ``grad`` of all given parameters in place so that their common norm is at most ``largest``.
+def gradient_norm(replicated: Iterable[Tensor], sharded: Iterable[Tensor], world: World) -> Tensor:
+    """The common norm of the ``grad`` of all given parameters, float64, the same on every rank.
 
     Args:
         replicated: parameters whose gradient is the same on every rank (the backbone's, after DDP).
-        sharded: parameters of which each rank holds a shard (the classifier's rows); empty to leave them out of the
-            norm and untouched.
-        largest: the norm's bound.
+        sharded: parameters of which each rank holds a shard (the classifier's rows); none: no collective is needed.
         world: for the sum of the shards' squares; the host does not wait for the device.
     """
-    replicated, sharded = list(replicated), list(sharded)
+    sharded = list(sharded)
     squared = get_total_norm([p.grad for p in replicated if p.grad is not None]).double().square()
     if sharded:
         shards = get_total_norm([p.grad for p in sharded if p.grad is not None]).double().square()
         squared = squared + world.sum_(shards.to(squared.device))
-    clip_grads_with_norm_([*replicated, *sharded], largest, squared.sqrt())
+    return squared.sqrt()
+
+
+def clip_gradients(parameters: Iterable[Tensor], largest: float, norm: Tensor) -> None:
+    """Scale the ``grad`` of parameters, whose common norm is ``norm``, in place so that it is at most ``largest``."""
+    clip_grads_with_norm_(list(parameters), largest, norm)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrain import launch
+from facetrain.atomic import check_folder
 from facetrain.checkpoint_files import listed, read_manifest
 from facetrain.config import Config
 from facetrain.config_loss import LeapConfig
@@ -19,7 +21,7 @@ from facetrain.evaluation.pairs import PairSet, read_bin
 
 # What the weights, or the position in the data, mean something else without.
 _FIXED = ("seed", "model", "optim.name", "train.batch_size", "train.accumulation", "leap.memory_factor")
-_FREE = ("model.gradient_checkpointing", "model.compile", "model.dropout")
+_FREE = ("model.gradient_checkpointing", "model.compile", "model.cuda_graph", "model.dropout")
 
 
 class Inputs(NamedTuple):
@@ -124,11 +126,10 @@ def check_leap(config: LeapConfig, counts: NDArray[np.int64], data: Path) -> lis
 
 def _check_output(config: Config, images: Images) -> None:
     checkpoints = config.output / "checkpoints"
-    if config.output.exists() and not config.output.is_dir():
-        raise InputError(f"output: {config.output} is a file; expected a folder for the run")
+    check_folder(config.output, "output")
     if not listed(checkpoints):
         return
-    if config.train.resume == "never":
+    if config.train.resume == "never" and not launch.restarts():
         raise InputError(
             f"output: {config.output} already holds a run; set train.resume=auto to go on with it, or another output"
         )

@@ -145,6 +145,7 @@ def _at(loc: Loc) -> dict[str, Any]:
 
 
 def _leaves(schema: dict[str, Any], prefix: str = "") -> list[str]:
+    """All keys that take a value."""
     names: list[str] = []
     for key, child in schema["properties"].items():
         section = _resolve(child)
@@ -210,7 +211,8 @@ def _message(tree: Node, error: ErrorDetails, path: str) -> tuple[Place, str]:
 
 
 def _dotted(loc: Loc) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+    return name if len(name) <= 60 else name[:57] + "..."
 
 
 def _shown(node: Node) -> str:
@@ -251,7 +253,8 @@ def _nearest(loc: Loc) -> str:
     near = difflib.get_close_matches(key, list(siblings), 1)
     if near:
         return f"; did you mean {_dotted([*loc[:-1], near[0]])}?"
-    elsewhere = [name for name in leaves if name.rsplit(".", 1)[-1] == key]
+    groups = dict.fromkeys(name.rsplit(".", 1)[0] for name in leaves if "." in name)
+    elsewhere = [name for name in (*leaves, *groups) if name.rsplit(".", 1)[-1] == key]
     elsewhere = elsewhere or difflib.get_close_matches(full, leaves, 1, cutoff=0.75)
     if elsewhere:
         return f"; did you mean {elsewhere[0]}?"
@@ -259,9 +262,12 @@ def _nearest(loc: Loc) -> str:
 
 
 def _blame(tree: Node, loc: Loc, message: str) -> Place | None:
-    """Where one of the keys that a message names stands: an override if there is one, else the first in the message."""
-    named = [tree.find([*loc, *word.split(".")]) for word in re.findall(r"[a-z]\w*(?:\.\w+)*", message)]
+    """Where one of the keys that a message names stands: an override, else in the recipe on top, else the first named.
+
+    A key that is not given stands for its section.
+    """
+    words = [[*loc, *word.split(".")] for word in re.findall(r"[a-z]\w*(?:\.\w+)*", message)]
+    named = [tree.find(word) for word in words] + [tree.find(word[:-1]) for word in words if len(word) > 1]
     places = [node.where for node in named if node is not None]
-    section = tree.find(loc) if loc else None
-    places += [section.where] if section is not None else []
-    return Place() if Place() in places else next(iter(places), None)
+    on_top = [place for place in places if place.file == tree.where.file]
+    return Place() if Place() in places else next(iter(on_top + places), None)

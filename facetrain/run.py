@@ -6,55 +6,74 @@ import json
 import math
 import os
 import signal
-from pathlib import Path
-from typing import Any
+from contextlib import nullcontext
+from statistics import fmean
 
 import torch
 
-from facetrain import preflight, recipe
+from facetrain import launch, preflight, recipe
 from facetrain.agreement import agree_on, claimed
 from facetrain.atomic import replacing
-from facetrain.checkpoint_files import last_good, listed, newest_good, read_manifest, set_aside_newer
+from facetrain.checkpoint_files import listed
 from facetrain.config import Config
+from facetrain.data.damage_log import DamageLog
 from facetrain.data.dataset import class_counts
 from facetrain.data.loader import Loader, worker_died
 from facetrain.distributed import World, joined
-from facetrain.errors import InputError, RunError
 from facetrain.evaluation.class_map import write_map
 from facetrain.evaluation.lfw import verification_table
 from facetrain.evaluation.pairs import Verification
 from facetrain.evaluation.report import save_verification, write_report
 from facetrain.evaluation.verifier import Verifier
 from facetrain.monitor import Monitor
+from facetrain.nonfinite import Guard
 from facetrain.optim import learning_rate
-from facetrain.processes import StopRequest
-from facetrain.provenance import circumstances, versions
+from facetrain.processes import StopRequest, keep_freed_memory
+from facetrain.profiling import Profile
+from facetrain.provenance import circumstances
+from facetrain.resuming import go_on
+from facetrain.saving import Saver
+from facetrain.straggler import Paces
 from facetrain.train import build_state, train_step
+from facetrain.watchdog import Watchdog, group_timeout
+
+_COMPILING = 1800.0  # seconds that torch.compile may add to the first step
 
 
-def train(config: Config) -> int:
+def train(config: Config, inputs: preflight.Inputs | None = None) -> int:
     """Train as the recipe says, in one of the worker processes; the exit code, 128 + signal where one ended the run.
+
+    ``inputs`` are what :func:`facetrain.preflight.check` has opened; None: they are opened here.
 
     Raises:
         InputError: the data, the output folder or the number of ranks do not fit the recipe.
         RunError: the loss is not finite.
     """
     try:
-        return _train(config)
+        return _train(config, inputs or preflight.check(config, int(os.environ.get("WORLD_SIZE", "1"))))
     except RuntimeError as error:
         raise worker_died(error) or error from None
 
 
-def _train(config: Config) -> int:
-    inputs = preflight.check(config, int(os.environ.get("WORLD_SIZE", "1")))
-    with joined(config.device, config.train.timeout) as world, StopRequest().listening() as stop:
+def _train(config: Config, inputs: preflight.Inputs) -> int:
+    with (
+        joined(config.device, group_timeout(config.train.timeout)) as world,
+        StopRequest().listening() as stop,
+        Watchdog(world, config.output, config.train.timeout),
+    ):
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
+        if world.device.type == "cpu":
+            keep_freed_memory()
         torch.backends.cudnn.allow_tf32 = config.train.tf32
         torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
         agree_on(config, inputs, world)
         with claimed(config.output, world):
-            return _Run(config, inputs, world, stop).train()
+            run = _Run(config, inputs, world, stop)
+            try:
+                return run.train()
+            finally:
+                run.saver.close()
 
 
 class _Run:
@@ -81,27 +100,31 @@ class _Run:
         self.verifier = Verifier(
             inputs.pair_sets, config.model.input_size, config.evaluate.batch_size, config.evaluate.flip
         )
-        self.about: dict[str, Any] = {
-            "config": config.model_dump(mode="json"),
-            "num_classes": images.num_classes,
-            "num_images": len(images),
-            "versions": versions() if world.rank == 0 else {},  # which writes the manifest
-        }
+        self.saver = Saver(config, images, world, self.total_steps, self.loader.steps_per_epoch)
+        self.guard = Guard(config, images, self.saver.last_good, writes=world.rank == 0)
+        self.damage = DamageLog(config.output, config.data.max_damaged, config.data.path)
+        self.paces = Paces(world)
 
     def train(self) -> int:
         """All updates that are left, then the last checkpoint, verification and report."""
-        notes = self._resume() if self.config.train.resume == "auto" else []
+        again = self.world.largest(launch.restarts()) > 0  # on any rank: one of a new host knows of none
+        notes = self._resume() if again or self.config.train.resume == "auto" else []
         notes += self.notes
         start = self.state.step
         if start < self.total_steps:
             self._describe()
+        self.profile = Profile(self.config.output / "profile", self.world, start) if self.config.profile else None
+        if self.profile and self.total_steps - start < self.profile.updates:
+            notes.append(f"warning: profile=true needs {self.profile.updates} updates; this run has too few left")
         with Monitor(self.config.output, start, self.total_steps, self.world.device, self.world.rank == 0) as monitor:
             for note in [self._greeting(), *notes]:
                 monitor.say(note)
-            stopped_by = self._loop(monitor)
+            with self.world.pulse.guarded(), self.profile.listening() if self.profile else nullcontext():
+                stopped_by = self._loop(monitor)
             if self.state.step > start:
-                self._save(monitor)
+                self.saver.save(self.state, monitor)
             if stopped_by:
+                self.saver.finish()
                 monitor.say(
                     f"stopped by {signal.Signals(stopped_by).name} at step {self.state.step}/{self.total_steps}; saved "
                     f"in {self.config.output / 'checkpoints'}; the same command with train.resume=auto goes on"
@@ -109,6 +132,9 @@ class _Run:
                 return 128 + stopped_by
             self._map(start_of_clouds=False)
             results = self._verify(monitor)
+            if self._best_so_far(results):
+                self.saver.save(self.state, monitor)
+            self.saver.finish()
         if self.world.rank == 0:
             self._conclude(monitor, results)
         self.world.barrier()
@@ -117,50 +143,61 @@ class _Run:
     def _loop(self, monitor: Monitor) -> int:
         """Updates until the last one or a signal, whose number is returned, the same on every rank."""
         config, state, per_epoch = self.config, self.state, self.loader.steps_per_epoch
-        losses = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        interval_start = state.step
         state.backbone.train()
         self._map(start_of_clouds=True)
+        pulse = self.world.pulse
+        pulse.beat(state.step, "the first step", allowed=_COMPILING if config.model.compile else 0.0)
+        self.paces.begin()
         for batches in self.loader.iterate(state.step, self.total_steps):
+            self.damage.note(batches)
             lr = learning_rate(state.step, self.total_steps, per_epoch, config.optim.lr, config.schedule)
-            losses += train_step(state, batches, lr)
+            self.guard.note(train_step(state, batches, lr), state.step)
+            pulse.beat(phase="records")
             last = state.step == self.total_steps
             save = _due(state.step, config.train.checkpoint_every) and not last
             verify = _due(state.step, config.evaluate.every) and not last
             clouds = state.step == state.leap.start_step  # a map is drawn, of the same network on every rank
             log = _due(state.step, config.train.log_every) or save or verify or clouds or last
-            stopped_by = self._agree() if log or self.world.device.type == "cpu" else 0
-            if log or stopped_by:
-                steps = state.step - interval_start
-                loss = losses.item() / steps  # the one wait for the device
-                if not math.isfinite(loss):
-                    good = last_good(config.output / "checkpoints")
-                    raise RunError(
-                        f"the loss is {loss} between steps {interval_start + 1} and {state.step}; {good}; "
-                        "try a lower optim.lr, optim.clip_norm or warm-up"
-                    )
-                monitor.interval(state.step, state.step / per_epoch, loss, lr, steps * config.train.batch_size)
-                if state.leap.active:
-                    monitor.leap(state.step, state.leap.summary())
-                losses.zero_()
-                interval_start = state.step
+            on_cpu = self.world.device.type == "cpu"  # where looking costs nothing
+            stopped_by = self._agree(monitor) if log or on_cpu else 0
+            if log or stopped_by or (on_cpu and self.guard.alarmed()):
+                self._log(monitor, lr)
             if state.leap.active and state.step % per_epoch == 0:
                 monitor.angles(state.step, state.step / per_epoch, state.leap.histograms())
                 monitor.pause()
             if stopped_by:
                 return stopped_by
             self._map(start_of_clouds=True)
-            if save:
-                self._save(monitor)
-            if verify:
-                self._verify(monitor)
+            better = verify and self._best_so_far(self._verify(monitor))
+            if save or better:
+                self.saver.save(self.state, monitor)
+            if self.profile and (table := self.profile.after(state.step)):
+                monitor.say(f"{table}\nwritten to {self.profile.folder}")
+            pulse.beat(state.step, "waiting for images")
+            self.paces.begin()
         return 0
+
+    def _log(self, monitor: Monitor, lr: float) -> None:
+        """Judge and record the interval that ends here."""
+        step, leap = self.state.step, self.state.leap
+        interval = self.guard.judge()
+        self.saver.about |= {"skipped": self.guard.skipped, "damaged_images": self.damage.state()}
+        self.saver.look(monitor)
+        for line in interval.warnings + [f"warning: {line}" for line in self.paces.exchange()]:
+            monitor.say(line)
+        if math.isfinite(interval.loss):
+            images = interval.steps * self.config.train.batch_size
+            epoch = step / self.loader.steps_per_epoch
+            monitor.interval(step, epoch, interval.loss, interval.gradient_norm, lr, images)
+        if leap.active:
+            monitor.leap(step, leap.summary())
 
     def _map(self, start_of_clouds: bool) -> None:
         """Keep the embeddings of a few people, before the first step with clouds and at the end."""
         leap, step = self.config.leap, self.state.step
         due = step == self.state.leap.start_step if start_of_clouds else step == self.total_steps
         if leap.active and due:
+            self.world.pulse.beat(phase="drawing a map")
             write_map(
                 self.config.output,
                 step,
@@ -172,32 +209,35 @@ class _Run:
                 world=self.world,
             )
 
-    def _agree(self) -> int:
+    def _agree(self, monitor: Monitor) -> int:
         """The signal that any rank got (0: none), so that all leave at one step; averages what they saw differently.
 
         A run may be saved at any step where this is called, and at no other: it goes on from there as if it had not
         been, for the running statistics are averaged whether or not it is saved.
         """
+        if warning := self.damage.exchange(self.world):
+            monitor.say(warning)
         self.world.average_buffers(self.state.backbone)
         return self.world.largest(self.stop.signal)
-
-    def _save(self, monitor: Monitor) -> Path:
-        path = self.state.save(self.about)
-        monitor.pause()
-        return path
 
     def _verify(self, monitor: Monitor) -> list[tuple[str, Verification]]:
         if not self.config.evaluate.sets:
             return []
-        results = self.verifier.run(self.state.backbone, self.world)
+        pulse = self.world.pulse
+        pulse.beat(phase="verification")
+        results = self.verifier.run(self.state.backbone, self.world, progress=lambda _: pulse.beat())
         for name, result in results:
             monitor.verification(self.state.step, name, result.record())
             monitor.say(f"[{name}] step {self.state.step}: {result.line()}")
         monitor.pause()
         return results
 
+    def _best_so_far(self, results: list[tuple[str, Verification]]) -> bool:
+        return bool(results) and self.saver.better(fmean(result.accuracy for _, result in results), self.state.step)
+
     def _conclude(self, monitor: Monitor, results: list[tuple[str, Verification]]) -> None:
         """Leave the last results and the report, and say where everything is."""
+        self.world.pulse.beat(phase="the report", allowed=self.config.train.timeout)
         output = self.config.output
         for name, result in results:
             save_verification(output, name, result)
@@ -212,27 +252,13 @@ class _Run:
 
     def _resume(self) -> list[str]:
         """Continue from the newest good checkpoint, where there is one; what to tell about it."""
-        folder = self.config.output / "checkpoints"
-        path, problems = self.world.broadcast_object(newest_good(folder) if self.world.rank == 0 else None)
-        if path is None:
-            if problems:
-                raise InputError(f"train.resume=auto: no checkpoint under {folder} can be read: {problems[0]}")
-            return []
-        notes = [f"warning: {problem}" for problem in problems]
-        self.state.load(path)
-        if self.state.step > self.total_steps:
-            raise InputError(
-                f"train.epochs {self.config.train.epochs} ends at step {self.total_steps}, but {path} has made "
-                f"{self.state.step} already; raise train.epochs"
-            )
-        if self.world.rank == 0:
-            set_aside_newer(path)
-        before = read_manifest(path)["config"]
-        changed = preflight.changes(before, self.about["config"])
-        notes += [f"changed since that checkpoint: {key} from {old} to {new}" for key, old, new in changed]
-        finished = self.state.step == self.total_steps
-        said = f"going on from {path}" + (", which has made all its steps: it is only verified again" * finished)
-        return [said, *notes]
+        self.world.pulse.beat(phase="reading the checkpoint")
+        manifest, notes = go_on(self.config, self.state, self.total_steps)
+        if manifest is not None:
+            self.saver.restore(manifest)
+            self.guard.skipped[:] = manifest["skipped"]
+            self.damage.restore(manifest["damaged_images"])
+        return notes
 
     def _greeting(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.state.backbone.parameters())

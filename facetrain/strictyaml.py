@@ -14,7 +14,8 @@ import yaml
 from facetrain.errors import InputError
 
 MAX_LINE = 180  # characters of a message; with the prefix of the command line under 200
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 128 << 10  # PyYAML takes a second for them
+_MAX_CHAIN = 20
 _MAX_DEPTH = 20
 
 _DIGITS = r"(?:0|[1-9][0-9]*(?:_[0-9]+)*)"
@@ -124,6 +125,7 @@ def _convert(node: yaml.Node, name: str | None, prefix: str = "") -> Node:
         return Place() if name is None else Place(name, mark.line + 1)
 
     if isinstance(node, yaml.ScalarNode):
+        _refuse_nul(node.value, place(node.start_mark), prefix)
         return Node(scalar(node.value) if node.style is None else node.value, place(node.start_mark), node.value)
     if isinstance(node, yaml.SequenceNode):
         return Node([_convert(item, name, prefix) for item in node.value], place(node.start_mark))
@@ -132,6 +134,7 @@ def _convert(node: yaml.Node, name: str | None, prefix: str = "") -> Node:
         where = place(key.start_mark)
         if not isinstance(key, yaml.ScalarNode):
             raise mistake(where, "a key must be a word, not a list or a section")
+        _refuse_nul(key.value, where, prefix)
         if key.value in entries:
             first = f" (first on line {entries[key.value].where.line})" if name is not None else ""
             raise mistake(where, f"{prefix}{key.value} is given twice{first}; keep one of them")
@@ -140,12 +143,19 @@ def _convert(node: yaml.Node, name: str | None, prefix: str = "") -> Node:
     return Node(entries, place(node.start_mark))
 
 
+def _refuse_nul(text: str, place: Place, prefix: str) -> None:
+    if "\0" in text:
+        raise mistake(place, f"{prefix.rstrip('.')}: a NUL character (\\0); no name or path has one, take it out")
+
+
 def parse(text: str, name: str | None) -> Node | None:
     """A YAML document as a tree, None when empty; ``name`` is the file's in messages, None for the command line."""
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        # Where a token begins, for it may end lines further down; but not where a section begins.
+        token = error.context_mark if (error.context or "").startswith("while scanning") else None
+        mark = token or error.problem_mark or error.context_mark
         problem = error.problem or error.context or ""
         if problem.startswith("but "):
             problem = f"{error.context} {problem}"
@@ -164,7 +174,7 @@ def merge(base: Node, top: Node) -> Node:
     merged = dict(base.value)
     for key, node in top.value.items():
         merged[key] = merge(merged[key], node) if key in merged else node
-    return Node(merged, top.where)
+    return Node(merged, top.where if top.where.file else base.where)  # an override is told by its keys
 
 
 def read(path: Path, chain: tuple[Path, ...] = ()) -> Node:
@@ -186,7 +196,7 @@ def read(path: Path, chain: tuple[Path, ...] = ()) -> Node:
     except UnicodeDecodeError:
         raise mistake(place, "is not a text file; expected a recipe, YAML in UTF-8") from None
     if len(content) > _MAX_BYTES:
-        raise mistake(place, "is larger than 1 MiB; expected a recipe, a small YAML file")
+        raise mistake(place, "is larger than 128 KiB; expected a recipe, a small YAML file")
     tree = parse(text, str(path)) or Node({}, Place(str(path), 1))
     if not isinstance(tree.value, dict):
         raise mistake(tree.where, "expected lines of the form key: value")
@@ -197,6 +207,8 @@ def read(path: Path, chain: tuple[Path, ...] = ()) -> Node:
         raise mistake(base.where, "extends: expected the path of one recipe")
     other = path.parent / base.value
     chain = (*chain, path.resolve())
+    if len(chain) > _MAX_CHAIN:
+        raise mistake(base.where, f"extends = {base.value}: more than {_MAX_CHAIN} recipes, one extending the other")
     if other.resolve() in chain:
         raise mistake(base.where, f"extends = {base.value}: leads back to this recipe; remove one of the two")
     if not other.is_file():

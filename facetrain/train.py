@@ -6,15 +6,18 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from facetrain import checkpoint
-from facetrain.checkpoint_files import last_good
-from facetrain.checkpoint_shards import Shard
+from facetrain.checkpoint_files import last_good, read_manifest
+from facetrain.checkpoint_piece import Piece
+from facetrain.checkpoint_state import all_finite, backbone_pieces, make_room, optimizer_pieces
+from facetrain.checkpoint_storage import read, stored
+from facetrain.checkpoint_writer import Writer
 from facetrain.classifier.partial_fc import PartialFC
 from facetrain.config import Config
 from facetrain.data.loader import Batch
@@ -23,7 +26,7 @@ from facetrain.errors import RunError
 from facetrain.keyed import bits, text_key
 from facetrain.longtail.leap import Leap
 from facetrain.models import build_backbone, normalise
-from facetrain.optim import build_optimizer, clip_gradients
+from facetrain.optim import build_optimizer, clip_gradients, gradient_norm
 
 _BACKBONE = text_key("backbone weights")
 _DROPOUT = text_key("dropout")
@@ -51,47 +54,46 @@ class TrainState:
     leap: Leap
     step: int = 0
 
-    def save(self, about: dict[str, object]) -> Path:
-        """Write a checkpoint, all ranks together.
+    def save(self, about: dict[str, Any], writer: Writer) -> Path:
+        """Begin to write a checkpoint, all ranks together; the folder that it will have when it is written.
 
-        Running statistics must have been averaged over the ranks; ``about`` is what the manifest says besides.
+        Running statistics must have been averaged over the ranks.
+
+        Args:
+            about: what the manifest says besides; the checkpoint of the step of its ``best`` stays.
+            writer: of the run's checkpoints.
 
         Raises:
             RunError: on every rank, where any rank's state is not finite; nothing is written.
         """
-        shards = self._shards()
-        tensors = [*self.backbone.state_dict().values(), *(t for s in shards.values() for t in s.tensors.values())]
-        sums = [tensor.sum(dtype=torch.float64) for tensor in tensors if tensor.is_floating_point()]
-        finite = torch.stack(sums).isfinite().all()
-        if self.world.largest(int(not finite)):
+        pieces = self._pieces()
+        if self.world.largest(int(not all_finite(piece.tensor for piece in pieces.values()))):
             good = last_good(self.config.output / "checkpoints")
             raise RunError(f"the weights are not finite after step {self.step}; {good}; try a lower optim.lr")
-        return checkpoint.save(
-            self.config.output / "checkpoints",
-            self.step,
-            backbone=self.backbone,
-            model=self.config.model,
-            optimizer=self.optimizer,
-            shards=list(shards.values()),
-            about=about,
-            world=self.world,
-            keep=self.config.train.keep_checkpoints,
-        )
+        best = about.get("best") or {}
+        return writer.save(self.step, pieces, about, best.get("step"))
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint of any number of ranks."""
-        self.step, loose = checkpoint.load_training(
-            path, backbone=self.backbone, optimizer=self.optimizer, shards=self._shards()
-        )
-        if self.leap.active:
-            self.leap.restored(loose["pending"], loose["pending_class"].numpy())
+        """Continue from a checkpoint of any number of ranks.
 
-    def _shards(self) -> dict[str, Shard]:
-        """What ranks hold by class, under the key of the recipe that decides what it is."""
-        shards = {"optim.name": Shard("classifier", self.classifier.classes, self.classifier.sharded_state())}
+        Raises:
+            InputError: it does not fit the recipe or the data, or is damaged.
+        """
+        there, manifest = stored(path), read_manifest(path)
+        make_room(path, there, self.backbone, self.optimizer)
+        pieces = self._pieces(pending=manifest["rows"].get("leap.pending", 0))
+        read(path, pieces)
+        self.step = int(manifest["step"])
         if self.leap.active:
-            shards["leap"] = self.leap.shard()
-        return shards
+            self.leap.restored(pieces["leap.pending"].tensor, pieces["leap.pending_class"].tensor.numpy())
+
+    def _pieces(self, pending: int | None = None) -> dict[str, Piece]:
+        """All of the state under its full names; ``pending`` as of :meth:`Leap.shard`."""
+        classes = self.classifier.classes.start, self.classifier.num_classes
+        spread = {f"classifier.{name}": Piece(rows, *classes) for name, rows in self.classifier.sharded_state().items()}
+        if self.leap.active:
+            spread |= {f"leap.{name}": piece for name, piece in self.leap.shard(pending).items()}
+        return {**backbone_pieces(self.backbone), **optimizer_pieces(self.backbone, self.optimizer), **spread}
 
 
 def build_state(config: Config, class_counts: NDArray[np.int64], world: World, steps_per_epoch: int = 1) -> TrainState:
@@ -110,17 +112,24 @@ def build_state(config: Config, class_counts: NDArray[np.int64], world: World, s
         _settle(parallel, config.model.input_size, world.device)
     size = config.model.embedding_size
     classifier = PartialFC(len(class_counts), size, config.classifier, config.optim, world, config.seed)
-    chunk = min(config.classifier.chunk, len(classifier.classes))
+    chunk = min(classifier.spec.chunk, len(classifier.classes))
     leap = Leap(config.leap, class_counts, size, world, config.seed, config.cloud_start_step(steps_per_epoch), chunk)
     return TrainState(
         config=config,
         world=world,
         backbone=backbone,
-        parallel=torch.compile(parallel) if config.model.compile else parallel,  # type: ignore[arg-type]
+        parallel=_compiled(parallel, config, world) if config.model.compile else parallel,
         optimizer=build_optimizer(backbone, config.optim),
         classifier=classifier,
         leap=leap,
     )
+
+
+def _compiled(parallel: nn.Module, config: Config, world: World) -> nn.Module:
+    """A graph's outputs lie in the same memory at every step: nothing may need the embeddings of a former one."""
+    graph = config.model.cuda_graph and world.device.type == "cuda"
+    compiled: nn.Module = torch.compile(parallel, mode="reduce-overhead" if graph else "default")  # type: ignore[assignment]
+    return compiled
 
 
 def _settle(parallel: nn.Module, input_size: int, device: torch.device) -> None:
@@ -139,38 +148,111 @@ def _settle(parallel: nn.Module, input_size: int, device: torch.device) -> None:
             buffer.copy_(value)
 
 
-def train_step(state: TrainState, batches: Sequence[Batch], lr: float) -> Tensor:
-    """One update from the micro-batches of a global batch; the mean loss of all ranks, a float64 scalar on the device.
+class Update(NamedTuple):
+    """What came of one update, on every rank the same.
+
+    Attributes:
+        loss: float64 scalar on the device, the mean of all images of all ranks.
+        gradient_norm: float64 scalar on the device, before clipping: of the backbone, and of the classifier's rows
+            where the recipe's ``clip_scope`` or ``nonfinite: skip`` asks for theirs too.
+        skipped: whether the update was left out because one of them is not finite.
+    """
+
+    loss: Tensor
+    gradient_norm: Tensor
+    skipped: bool
+
+
+def train_step(state: TrainState, batches: Sequence[Batch], lr: float) -> Update:
+    """One update from the micro-batches of a global batch.
+
+    With ``train.nonfinite: skip`` an update whose loss or gradient is not finite changes nothing but the step's number;
+    the host has to wait for the device to know. Otherwise it does not wait, and the caller looks at the numbers later.
 
     Shapes: B own images and G images of all ranks in a micro-batch, D embedding size.
     """
     world, classifier, leap = state.world, state.classifier, state.leap
+    pulse = world.pulse
+    before = _running_statistics(state) if state.config.train.nonfinite == "skip" else None
     state.optimizer.zero_grad(set_to_none=True)
     torch.manual_seed(_torch_seed(state.config.seed, _DROPOUT, state.step, world.rank))  # dropout
-    classifier.begin(np.concatenate([batch.labels for batch in batches]), state.step)
+    at_once = len(batches) == 1 and not _norm_of_everything(state)
+    classifier.begin(np.concatenate([batch.labels for batch in batches]), state.step, lr if at_once else None)
     total = torch.zeros((), dtype=torch.float64, device=world.device)
+    seen: list[tuple[Tensor, NDArray[np.int64]]] = []  # embeddings of all ranks and their labels
     first_row = 0
     for number, batch in enumerate(batches, start=1):
+        pulse.beat(phase="backbone")
         images = batch.images.to(world.device, non_blocking=True)  # (B, H, W, 3) uint8
         with _accumulating(state, last=number == len(batches)):
             with _precision(state):
                 embeddings = state.parallel(normalise(images))  # (B, D)
+            pulse.beat(phase="gathering embeddings")
             embeddings = embeddings.to(classifier.weight.dtype)
             everyone = gather_embeddings(embeddings, world, len(batch.labels))  # (G, D)
+            pulse.beat(phase="LEAP")
             cloud = leap.cloud(batch.labels, state.step, first_row)
+            pulse.beat(phase="logits")
             loss = classifier.loss(everyone, batch.labels, cloud) / len(batches)  # scalar, equal on every rank
+            pulse.beat(phase="backward")
             loss.backward()
-        leap.observe(everyone, batch.labels)
+        seen.append((everyone.detach(), batch.labels))
         first_row += len(batch.labels)
         total += loss.detach()
-    _clip(state)
+    pulse.beat(phase="update")
+    norm = _gradient_norm(state)
+    skipped = before is not None and not bool((total + norm).isfinite())
+    if before is not None and skipped:
+        _forget(state, before)
+    else:
+        _apply(state, norm, lr)
+        pulse.beat(phase="LEAP")
+        for embedded, labels in seen:
+            leap.observe(embedded, labels)
+    state.step += 1
+    leap.end_step(state.step)
+    return Update(total, norm, skipped)
+
+
+def _gradient_norm(state: TrainState) -> Tensor:
+    """Equal on every rank, and not finite wherever any rank's gradient is not, for gradients flow through all ranks."""
+    sharded = [state.classifier.rows] if _norm_of_everything(state) else []
+    return gradient_norm(state.backbone.parameters(), sharded, state.world)
+
+
+def _norm_of_everything(state: TrainState) -> bool:
+    """Whether the classifier's gradient must be known before it is applied: to be scaled with the rest, or dropped."""
+    optim = state.config.optim
+    return state.config.train.nonfinite == "skip" or (optim.clip_norm is not None and optim.clip_scope == "all")
+
+
+def _apply(state: TrainState, norm: Tensor, lr: float) -> None:
+    """Clip and step."""
+    optim = state.config.optim
+    if optim.clip_norm is not None:
+        scaled: list[Tensor] = [*state.backbone.parameters()]
+        if optim.clip_scope == "all":
+            scaled.append(state.classifier.rows)
+        elif state.config.train.nonfinite == "skip":  # then the norm is of more than is to be clipped
+            norm = gradient_norm(scaled, [], state.world)
+        clip_gradients(scaled, optim.clip_norm, norm)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.step()
-    classifier.step(lr)
-    state.step += 1
-    leap.end_step(state.step)
-    return total
+    state.classifier.step(lr)
+
+
+def _running_statistics(state: TrainState) -> list[Tensor]:
+    return [buffer.clone() for buffer in state.backbone.buffers()]
+
+
+def _forget(state: TrainState, running_statistics: list[Tensor]) -> None:
+    """Undo what a forward and a backward pass have left behind."""
+    with torch.no_grad():
+        for buffer, value in zip(state.backbone.buffers(), running_statistics, strict=True):
+            buffer.copy_(value)
+    state.optimizer.zero_grad(set_to_none=True)
+    state.classifier.rows.grad = None
 
 
 def _accumulating(state: TrainState, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -182,13 +264,6 @@ def _accumulating(state: TrainState, last: bool) -> contextlib.AbstractContextMa
 def _precision(state: TrainState) -> contextlib.AbstractContextManager[None]:
     enabled = state.config.train.precision == "bf16"
     return torch.autocast(state.world.device.type, dtype=torch.bfloat16, enabled=enabled)  # type: ignore[return-value]
-
-
-def _clip(state: TrainState) -> None:
-    optim = state.config.optim
-    if optim.clip_norm is not None:
-        sharded = [state.classifier.rows] if optim.clip_scope == "all" else []
-        clip_gradients(state.backbone.parameters(), sharded, optim.clip_norm, state.world)
 
 
 def _torch_seed(*key: int) -> int:

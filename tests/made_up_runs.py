@@ -7,6 +7,7 @@ import json
 import numpy as np
 from made_up_results import made_up_result
 
+from facetrain.checkpoint_files import manifest_text
 from facetrain.evaluation.report import save_verification
 from facetrain.evaluation.result import Curve, Result, score_histogram, thinned
 from facetrain.evaluation.scores import roc, tpr_at_fpr
@@ -36,9 +37,10 @@ def made_up_run(folder, seed=0, *, margin=0.5, model="", sets=("lfw",), leap=Fal
     if model:
         checkpoint = folder / "checkpoints" / "step_00000040"
         checkpoint.mkdir(parents=True)
-        held = {"backbone.safetensors": {"sha256": model, "bytes": 1}}
-        manifest = {"format": 1, "step": 40, "num_classes": 2, "num_images": 2, "config": {}, "files": held}
-        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+        manifest = {"format": 2, "step": 40, "num_classes": 2, "num_images": 2, "config": {}, "ranks": 1}
+        (checkpoint / "manifest.json").write_text(
+            manifest_text(manifest | {"fingerprint": model, "rows": {}, "files": {}})
+        )
     return folder
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from facetrain.distributed import World, choose_device, gather_embeddings, joined
 from facetrain.errors import InputError
+from facetrain.provenance import host
 
 
 def _collectives(world):
@@ -33,6 +34,7 @@ def _collectives(world):
         "shared": world.broadcast_object({"from": world.rank}),
         "collected": world.gather_objects(world.rank * 10),
         "buffers": module.running_mean.tolist(),
+        "last": world.pulse.where(),
     }
 
 
@@ -51,6 +53,20 @@ def test_collectives(size):
         assert found["shared"] == {"from": 0}
         assert found["collected"] == [10 * r for r in range(size)]
         assert found["buffers"] == [(size - 1) / 2] * 2
+        assert found["last"] == ("in the start, after all-gather 11" if size > 1 else "in the start")
+
+
+def _own(world):
+    world.barrier()
+    assert world.pulse.where().endswith("after barrier 1")
+    return world.hosts, world.key
+
+
+def test_ranks_know_each_others_hosts_and_a_key_of_their_own():
+    first, second = run_ranks(2, _own)
+    assert first == second
+    assert first[0] == (host(),) * 2
+    assert first[1] != run_ranks(2, _own)[0][1]
 
 
 def test_devices(monkeypatch):

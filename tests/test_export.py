@@ -188,7 +188,7 @@ def test_safetensors_holds_the_same_weights(trained, backbone, tmp_path):
         ("model.onnx", "tflite", "format tflite is not known; expected onnx or safetensors"),
         ("folder.onnx", None, "is a folder"),
         ("backbone.safetensors", None, "would change the checkpoint"),
-        ("file/model.safetensors", None, "cannot be written"),
+        ("file/model.safetensors", None, "is a file; expected a folder, or none yet"),
     ],
 )
 def test_what_cannot_be_written(trained, tmp_path, out, format, message):

@@ -76,8 +76,10 @@ def test_the_users_number_of_threads_stays(tmp_path, monkeypatch):
         # Rank 1 is at fault, rank 0 notices: only the cause is told.
         (
             """
-            time.sleep(0.01 if rank == "1" else 0.05)
+            while rank == "0" and not (here / "rank1").exists():
+                time.sleep(0.001)
             launch.leave_word("the reason" if rank == "1" else "an echo")
+            note("told")
             sys.exit(2 if rank == "1" else 1)
             """,
             2,
@@ -210,3 +212,32 @@ def test_number_of_workers(monkeypatch, nproc, device, gpus, answer):
     with pytest.raises(InputError) as caught:
         launch.workers(nproc, device)
     assert answer in str(caught.value)
+
+
+FAILS_TWICE = """
+restart = int(os.environ["FACETRAIN_RESTARTS"])
+note(restart)
+if restart < 2 and rank == "1":
+    if len(sys.argv) > 2:
+        launch.leave_word("the input is wrong")
+    {end}
+"""
+
+
+def test_a_killed_worker_and_its_peers_are_started_again(tmp_path, capfd):
+    body = FAILS_TWICE.format(end="os.kill(os.getpid(), signal.SIGKILL)")
+    assert launch.run([str(tmp_path)], 2, script(tmp_path, body), max_restarts=2) == 0
+    err = capfd.readouterr().err
+    assert "rank 1 was killed by SIGKILL" in err
+    assert "starting again from the newest checkpoint, restart 2 of at most 2" in err
+
+
+def test_restarts_are_counted(tmp_path, capfd):
+    body = FAILS_TWICE.format(end="os.kill(os.getpid(), signal.SIGKILL)")
+    assert launch.run([str(tmp_path)], 2, script(tmp_path, body), max_restarts=1) == 128 + 9
+
+
+def test_a_mistake_of_the_user_is_not_tried_again(tmp_path, capfd):
+    body = FAILS_TWICE.format(end="sys.exit(2)")
+    assert launch.run([str(tmp_path), "word"], 2, script(tmp_path, body), max_restarts=2) == 2
+    assert "starting again" not in capfd.readouterr().err

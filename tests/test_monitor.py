@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import numpy as np
@@ -82,3 +83,16 @@ def test_other_ranks_write_nothing(tmp_path):
         monitor.leap(10, SPREADS)
         monitor.angles(10, 1.0, {"tail": [1] * 180})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_costs_records_and_is_told_once(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Monitor(tmp_path, 0, 100, CPU, active=True) as monitor:
+        monkeypatch.setattr(monitor._board, "add_scalar", full)
+        for step in (1, 2):
+            monitor.interval(step, 0.1, 3.0, 1.0, 0.1, 8)
+            monitor.leap(step, SPREADS)
+    assert capsys.readouterr().err.count("No space left on device; training goes on") == 1
+    assert [line["step"] for line in _lines(tmp_path)] == [1, 1, 2, 2]

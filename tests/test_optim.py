@@ -5,7 +5,7 @@ import torch
 
 from facetrain.config import ScheduleConfig
 from facetrain.distributed import World
-from facetrain.optim import clip_gradients, learning_rate
+from facetrain.optim import clip_gradients, gradient_norm, learning_rate
 
 
 def _curve(total=300, per_epoch=10, peak=0.1, **keys):
@@ -41,7 +41,7 @@ def test_known_points():
 def test_clipping_bounds_the_norm_over_everything_given(largest):
     own, shard = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))
     own.grad, shard.grad = torch.tensor([3.0, 0, 4.0]), torch.full((2, 2), 6.0)
-    clip_gradients([own], [shard], largest, World())
+    clip_gradients([own, shard], largest, gradient_norm([own], [shard], World()))
     norm = math.hypot(own.grad.norm(), shard.grad.norm())
     assert norm == pytest.approx(min(largest, 13.0), rel=1e-5)
     assert own.grad[0] / own.grad[2] == pytest.approx(0.75)
@@ -50,6 +50,6 @@ def test_clipping_bounds_the_norm_over_everything_given(largest):
 def test_clipping_the_backbone_leaves_the_classifier():
     own, shard = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
     own.grad, shard.grad = torch.tensor([4.0]), torch.tensor([100.0])
-    clip_gradients([own], [], 2.0, World())
+    clip_gradients([own], 2.0, gradient_norm([own], [], World()))
     assert own.grad.item() == pytest.approx(2.0, rel=1e-5)
     assert shard.grad.item() == 100

@@ -1,4 +1,5 @@
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -61,3 +62,29 @@ def test_killed_command_leaves_no_worker(tmp_path, number):
         parent.kill()
         parent.wait()
     assert (tmp_path / "demo").exists() == (number == signal.SIGKILL)
+
+
+KEEPS = """
+import resource, sys
+from facetrain.processes import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+import torch
+torch.set_num_threads(1)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.zeros(1 << 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_kept_memory_is_not_fetched_from_the_system_again():
+    freed, kept = (
+        int(subprocess.run([sys.executable, "-c", KEEPS, word], capture_output=True, check=True, text=True).stdout)
+        for word in ("free", "keep")
+    )
+    assert 5 * kept < freed  # 64 MiB ten times, in pages of 4 KiB, or of 2 MiB where the system gives huge ones

@@ -12,11 +12,14 @@ import pytest
 import torch
 from ranks import run_ranks
 
+import facetrain.train
 from facetrain import checkpoint, run
 from facetrain.agreement import claimed
-from facetrain.checkpoint_files import listed
+from facetrain.checkpoint_files import listed, read_manifest
 from facetrain.config import Config
+from facetrain.data.dataset import open_images
 from facetrain.data.demo import write_demo
+from facetrain.data.sampler import batch_indices
 from facetrain.errors import InputError, RunError
 
 PEOPLE, SIDE = 12, 24
@@ -205,18 +208,47 @@ def test_an_older_checkpoint_is_taken_where_the_newest_is_damaged(demo, tmp_path
     assert checkpoint.load_backbone(config.output)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_interval_and_the_last_good_checkpoint(demo, tmp_path, monkeypatch):
+def _spoil(monkeypatch, *steps):
+    """Make the loss of some updates NaN, as if a weight had overflowed in them."""
+    original = facetrain.train.PartialFC.loss
+
+    def spoiled(classifier, embeddings, labels, cloud=None):
+        loss = original(classifier, embeddings, labels, cloud)
+        calls.append(1)
+        return loss * float("nan") if len(calls) in steps else loss
+
+    calls = []
+    monkeypatch.setattr(facetrain.train.PartialFC, "loss", spoiled)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(demo, tmp_path, monkeypatch):
     config = _config(demo, tmp_path / "run")
-    step = run.train_step
-
-    def spoiling(state, *args):
-        loss = step(state, *args)
-        return loss * float("nan") if state.step == 6 else loss
-
-    monkeypatch.setattr(run, "train_step", spoiling)
-    with pytest.raises(RunError, match=r"nan between steps 6 and 6; the last good checkpoint is .*step_00000004"):
+    _spoil(monkeypatch, 6)
+    with pytest.raises(RunError, match=r"the loss is nan at step 6, images in .*; the last good .*step_00000004"):
         run.train(config)
     assert [path.name for path in listed(config.output / "checkpoints")] == ["step_00000004"]
+    (entry,) = json.loads((config.output / "nonfinite.json").read_text())
+    _, images = batch_indices(len(open_images(config.data.path)), config.train.batch_size, config.seed, 5)
+    assert entry["step"] == 6
+    assert entry["images"] == images.tolist()
+    assert len(entry["where"]) == len(entry["people"]) == config.train.batch_size
+
+
+def test_updates_that_are_not_finite_can_be_left_out(demo, tmp_path, monkeypatch, capsys):
+    """Only the update is missing: weights stay finite, steps go on, the manifest counts them over a resume."""
+    settings = _config(demo, tmp_path / "run", resume="auto").model_dump(mode="json")
+    settings["train"] |= {"nonfinite": "skip", "max_skipped": 2, "epochs": 2}
+    _spoil(monkeypatch, 1, 6)
+    assert run.train(Config.model_validate(settings)) == 0
+    assert "update left out (2 of 2 allowed)" in capsys.readouterr().err
+    manifest = read_manifest(listed(tmp_path / "run" / "checkpoints")[-1])
+    assert manifest["skipped"] == [1, 6]
+    assert all(tensor.isfinite().all() for tensor in _tensors(tmp_path / "run").values())
+    settings["train"]["epochs"] = 3
+    _spoil(monkeypatch, 2)
+    with pytest.raises(RunError, match=r"step 12, .* more than train.max_skipped 2 were left out"):
+        run.train(Config.model_validate(settings))
+    assert [entry["step"] for entry in json.loads((tmp_path / "run" / "nonfinite.json").read_text())] == [1, 6, 12]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from ranks import run_ranks
 from torch import nn
 
 from facetrain.classifier.clouds import TABLE, normal_table, places
-from facetrain.classifier.partial_fc import PartialFC, sample_classes
+from facetrain.classifier.partial_fc import PartialFC
+from facetrain.classifier.sampling import sample_classes
 from facetrain.config import Config
 from facetrain.data.loader import Batch
 from facetrain.distributed import World
@@ -60,7 +61,7 @@ def _micro_batches(step, accumulation, classes):
 
 
 def _train(world, config, classes):
-    """20 updates: the losses; the backbone's last gradients, the classifier's, both their weights, LEAP's centres."""
+    """20 updates: the losses; backbone's last gradients, classifier's momentum, weights of both, LEAP's centres."""
     backbone = Toy()
     classifier = PartialFC(classes, D, config.classifier, config.optim, world, 0, torch.float64)
     make = torch.optim.SGD if config.optim.name == "sgd" else torch.optim.AdamW
@@ -68,25 +69,19 @@ def _train(world, config, classes):
     optimizer = make(backbone.parameters(), 0.1, weight_decay=config.optim.weight_decay, **keys)
     leap = Leap(config.leap, 2 + np.arange(classes) % 5, D, world, 0, 0, config.classifier.chunk, torch.float64)
     state = TrainState(config, world, backbone, world.data_parallel(backbone), optimizer, classifier, leap)
-    losses, classifier_grad = [], None
-
-    def keep_gradient(lr, step=classifier.step):
-        nonlocal classifier_grad
-        classifier_grad = classifier.rows.grad.clone()
-        step(lr)
-
-    classifier.step = keep_gradient
+    losses = []
     for step in range(STEPS):
         own = world.rows_of(GLOBAL)
         batches = [
             Batch(torch.from_numpy(images[own.start : own.stop]), labels)
             for images, labels in _micro_batches(step, config.train.accumulation, classes)
         ]
-        losses.append(train_step(state, batches, 0.1).item())
+        losses.append(train_step(state, batches, 0.1).loss.item())
     backbone_grads = [parameter.grad.clone() for parameter in backbone.parameters()]
     weights = [parameter.detach() for parameter in backbone.parameters()]
     centres = leap.centers.value if leap.active else torch.zeros(len(classifier.classes), D)
-    tensors = [*backbone_grads, classifier_grad, *weights, classifier.weight.detach(), centres]
+    momentum = next(iter(classifier.optimizer.state.values()))
+    tensors = [*backbone_grads, momentum, *weights, classifier.weight.detach(), centres]
     return losses, [tensor.numpy() for tensor in tensors]
 
 

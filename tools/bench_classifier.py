@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""One classifier step, forward and backward, beside its matrix products and beside the textbook form.
+"""One classifier step, forward, backward and update, beside its matrix products and two plain ways to write it.
 
 See docs/benchmarks/README.md for what the sides are.
 """
@@ -15,18 +15,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from benchmark import Timing, in_turns, parser, peak_memory, ratio, report, table
 from numpy.typing import NDArray
+from peers import dense, partial_fc
 from torch import Tensor
 
 from facetrain.classifier.partial_fc import PartialFC
 from facetrain.config import OptimConfig
-from facetrain.config_loss import ClassifierConfig
+from facetrain.config_loss import ClassifierConfig, LeapConfig, MarginConfig
 from facetrain.distributed import World
+from facetrain.longtail.leap import Leap
 
-GEMMS = "the three matrix products alone"
-SCALE, MARGIN = 64.0, 0.35
+Build = Callable[[int, argparse.Namespace, torch.device], Callable[[], object]]
+THREE, FOUR = "three matrix products", "four matrix products"
+LR = 0.1
+GPU_STEPS = 10
+"""In a measurement on a GPU, so that the host prepares a step while the last one runs, as in training."""
 
 
 def main() -> None:
@@ -34,26 +38,26 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    gpu = device.type == "cuda"
+    if options.tf32:
+        torch.set_float32_matmul_precision("high")  # as train.tf32 does
     if options.memory_of:
         _measure_memory(options.memory_of, options.classes[0], options, device)
         return
-    gpu = device.type == "cuda"
-    if gpu and options.tf32:
-        torch.set_float32_matmul_precision("high")  # as train.tf32 does
     sections = []
-    for classes in options.classes + ([500_000] if options.large else []):
+    for classes in options.classes:
         # First the memory, while this process is small itself.
-        memory = {name: _memory(name, classes, options) for name in SIDES} if options.memory else {}
-        made = {name: build(classes, options, device) for name, build in SIDES.items()}
-        timings = in_turns(made, options.rounds, device, warmup=3 if gpu else 1)
-        del made
+        memory = {name: _memory(name, classes, options) for name in options.sides} if options.memory else {}
+        timings = _timings(classes, options, device)
         sections.append(f"## {classes:,} classes\n\n{_table(timings, memory, gpu)}")
-        gc.collect()
+        if gpu:
+            torch.cuda.empty_cache()
     clock = "time between CUDA events" if gpu else "CPU seconds"
-    precision = ("TF32 products, " if options.tf32 else "float32 products, ") if gpu else ""
     text = (
-        f"B = {options.batch}, D = {options.embedding}, CosFace, {precision}{options.rounds} rounds. Times are {clock} "
-        "of one step. Memory is the peak of a process that does nothing else, above what it had after the imports.\n\n"
+        f"B = {options.batch}, D = {options.embedding}, {_products(options)}, {options.rounds} rounds. Times are "
+        f"{clock} of one step: forward, backward and the update by SGD with momentum, but for the bare products"
+        f"{f', the mean of {GPU_STEPS} in a row' if gpu else ''}. Memory is the peak of a process that does nothing "
+        "else, above what it had after the imports.\n\n"
     )
     report("Classifier step", text + "\n\n".join(sections), options.out, device)
 
@@ -61,30 +65,54 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     options = parser(__doc__ or "", rounds=5)
     options.add_argument("--classes", type=int, nargs="+", default=[10_000, 100_000])
-    options.add_argument("--large", action="store_true", help="500,000 classes too: about 16 GB of memory")
     options.add_argument("--batch", type=int, default=256)
     options.add_argument("--embedding", type=int, default=512)
-    options.add_argument("--chunk", type=int, default=ClassifierConfig().chunk)
-    options.add_argument("--tf32", action="store_true", help="TensorFloat-32 products on the GPU")
+    options.add_argument("--chunk", type=int, help="classes.chunk, where it is not to be left out")
+    options.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of ours and the bare products")
+    options.add_argument("--tf32", action="store_true", help="TensorFloat-32 for float32 products on the GPU")
+    options.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     options.add_argument("--no-memory", dest="memory", action="store_false", help="times only")
     options.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     return options.parse_args()
 
 
+def _products(options: argparse.Namespace) -> str:
+    if options.precision == "bf16":
+        return "bfloat16 products with float32 sums"
+    return "TensorFloat-32 products" if options.tf32 else "float32 products"
+
+
+def _timings(classes: int, options: argparse.Namespace, device: torch.device) -> dict[str, Timing]:
+    count = GPU_STEPS if device.type == "cuda" else 1
+    made = {name: _several(SIDES[name](classes, options, device), count) for name in options.sides}
+    timings = in_turns(made, options.rounds, device)
+    made.clear()
+    gc.collect()
+    return {name: Timing(t.cpu.scaled(1 / count), t.wall.scaled(1 / count)) for name, t in timings.items()}
+
+
+def _several(step: Callable[[], object], count: int) -> Callable[[], object]:
+    def steps() -> None:
+        for _ in range(count):
+            step()
+
+    return steps
+
+
 def _table(timings: dict[str, Timing], memory: dict[str, float], gpu: bool) -> str:
-    floor = timings[GEMMS].cpu
-    header = ["", "ms", "range", "/ matrix products", *([] if gpu else ["ms (wall)"]), *(["MB"] if memory else [])]
+    floors = [name for name in (THREE, FOUR) if name in timings]
+    header = ["", "ms", "range", *(f"/ {name.split()[0]}" for name in floors), *([] if gpu else ["ms (wall)"])]
     rows = [
         [
             name,
             *t.cpu.scaled(1000).cells(),
-            ratio(t.cpu, floor),
+            *(ratio(t.cpu, timings[floor].cpu) for floor in floors),
             *([] if gpu else t.wall.scaled(1000).cells()[:1]),
             *([f"{memory[name] / 1e6:,.0f}"] if memory else []),
         ]
         for name, t in timings.items()
     ]
-    return table(header, rows)
+    return table([*header, *(["MB"] if memory else [])], rows)
 
 
 def _inputs(classes: int, options: argparse.Namespace, device: torch.device) -> tuple[Tensor, NDArray[np.int64]]:
@@ -94,74 +122,98 @@ def _inputs(classes: int, options: argparse.Namespace, device: torch.device) -> 
     return embeddings, np.random.default_rng(0).integers(0, classes, options.batch)
 
 
-def matrix_products(classes: int, options: argparse.Namespace, device: torch.device) -> Callable[[], object]:
-    """Logits, and their gradients back to embeddings and weights, into memory that is there already."""
-    x, _ = _inputs(classes, options, device)
-    w = torch.full((classes, options.embedding), 0.01, device=device)
-    logits = torch.zeros((options.batch, classes), device=device)
-    dx, dw = torch.zeros_like(x), torch.zeros_like(w)
-
-    def step() -> None:
-        torch.mm(x, w.T, out=logits)
-        torch.mm(logits.T, x, out=dw)
-        torch.mm(logits, w, out=dx)
-
-    return step
-
-
-def sharded(keep_logits: bool, rate: float = 1.0) -> Callable[..., Callable[[], object]]:
-    """facetrain's classifier; with a rate below 1 the update of the sampled rows is part of the step."""
+def products(count: int) -> Build:
+    """Logits, once or twice, and their gradients to embeddings and weights, into memory that is there already."""
 
     def build(classes: int, options: argparse.Namespace, device: torch.device) -> Callable[[], object]:
-        x, labels = _inputs(classes, options, device)
-        x.requires_grad_()
-        config = ClassifierConfig(sample_rate=rate, keep_logits=keep_logits, chunk=options.chunk)
-        classifier = PartialFC(classes, options.embedding, config, OptimConfig(), World(device=device), seed=0)
-        steps = iter(range(1_000_000))
+        dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+        x = _inputs(classes, options, device)[0].to(dtype)
+        w = torch.randn((classes, options.embedding), device=device).mul_(0.01).to(dtype)
+        logits = torch.randn((options.batch, classes), device=device).to(dtype)
+        dx, dw = torch.zeros_like(x), torch.zeros_like(w)
 
         def step() -> None:
-            classifier.begin(labels, next(steps))
-            classifier.loss(x, labels).backward()
-            if rate < 1:
-                classifier.step(0.1)
-            x.grad = classifier.rows.grad = None  # the other sides need the memory
+            for _ in range(count - 2):
+                torch.mm(x, w.T, out=logits)
+            torch.mm(logits.T, x, out=dw)
+            torch.mm(logits, w, out=dx)
 
         return step
 
     return build
 
 
-def textbook(classes: int, options: argparse.Namespace, device: torch.device) -> Callable[[], object]:
-    """Normalise, multiply, subtract the margin at a one-hot matrix, cross-entropy, autograd."""
-    x, labels = _inputs(classes, options, device)
-    x.requires_grad_()
-    w = torch.randn((classes, options.embedding), generator=torch.Generator().manual_seed(0)).to(device)
-    w.mul_(0.01).requires_grad_()
-    target = torch.from_numpy(labels).to(device)
+def ours(
+    keep_gb: float = 4.0, rate: float = 1.0, kind: str = "cosface", leap: bool = False, optim: str = "sgd"
+) -> Build:
+    """facetrain's classifier; with LEAP a sixth of the rows have clouds, and every fifth step has a synchronisation."""
 
-    def step() -> None:
-        cosines = F.linear(F.normalize(x), F.normalize(w))
-        one_hot = torch.zeros_like(cosines).scatter_(1, target[:, None], 1.0)
-        F.cross_entropy(SCALE * (cosines - MARGIN * one_hot), target).backward()
-        x.grad = w.grad = None
+    def build(classes: int, options: argparse.Namespace, device: torch.device) -> Callable[[], object]:
+        x, labels = _inputs(classes, options, device)
+        x.requires_grad_()
+        config = ClassifierConfig(
+            margin=MarginConfig.model_validate({"kind": kind}),
+            sample_rate=rate,
+            keep_gb=keep_gb,
+            chunk=options.chunk,
+            precision=options.precision,
+        )
+        world = World(device=device)
+        settings = OptimConfig.model_validate({"name": optim})
+        classifier = PartialFC(classes, options.embedding, config, settings, world, seed=0)
+        counts = np.where(np.arange(classes) % 6, 100, 5)
+        clouds = LeapConfig(variant="vanilla", head_threshold=5) if leap else LeapConfig()
+        memory = Leap(clouds, counts, options.embedding, world, 0, 0, classifier.spec.chunk)
+        if leap:  # as after many epochs: every class has a variance, every tail class a smaller one
+            memory.variance.copy_(torch.from_numpy(np.where(counts > 5, 0.06, 0.03)))
+            memory.target.fill_(0.06)
+        steps = iter(range(1_000_000))
 
-    return step
+        def step() -> None:
+            number = next(steps)
+            classifier.begin(labels, number, LR)
+            classifier.loss(x, labels, memory.cloud(labels, number, 0)).backward()
+            memory.observe(x, labels)
+            classifier.step(LR)
+            memory.end_step(number + 1)
+            x.grad = None
+
+        return step
+
+    return build
 
 
-SIDES: dict[str, Callable[..., Callable[[], object]]] = {
-    GEMMS: matrix_products,
-    "facetrain, logits kept": sharded(keep_logits=True),
-    "facetrain, logits recomputed": sharded(keep_logits=False),
-    "facetrain, 10 % sampled, with update": sharded(keep_logits=True, rate=0.1),
-    "textbook": textbook,
+def peer(step: Callable[..., Callable[[], object]], rate: float = 1.0) -> Build:
+    """One of the plain ways in peers.py, in float32 (or TensorFloat-32) as its projects have it."""
+
+    def build(classes: int, options: argparse.Namespace, device: torch.device) -> Callable[[], object]:
+        x, labels = _inputs(classes, options, device)
+        return step(classes, x.requires_grad_(), torch.from_numpy(labels).to(device), LR, rate)
+
+    return build
+
+
+SIDES: dict[str, Build] = {
+    THREE: products(3),
+    FOUR: products(4),
+    "facetrain, exponentials kept": ours(keep_gb=1000),
+    "facetrain, streamed": ours(keep_gb=0),
+    "facetrain, kept, ArcFace": ours(keep_gb=1000, kind="arcface"),
+    "facetrain, kept, LEAP": ours(keep_gb=1000, leap=True),
+    "facetrain, streamed, AdamW": ours(keep_gb=0, optim="adamw"),
+    "facetrain, 10 % sampled": ours(rate=0.1),
+    "dense": peer(dense),
+    "partial FC": peer(partial_fc),
+    "partial FC, 10 % sampled": peer(partial_fc, rate=0.1),
 }
 
 
 def _memory(side: str, classes: int, options: argparse.Namespace) -> float:
     """Bytes at the peak of three steps, in a process of its own."""
     command = [sys.executable, str(Path(__file__)), "--memory-of", side, "--classes", str(classes)]
-    for name in ("device", "batch", "embedding", "chunk", "threads"):
-        command += [f"--{name}", str(getattr(options, name))]
+    for name in ("device", "batch", "embedding", "chunk", "threads", "precision"):
+        if getattr(options, name) is not None:
+            command += [f"--{name}", str(getattr(options, name))]
     return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 

@@ -41,6 +41,8 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    if options.tf32:
+        torch.set_float32_matmul_precision("high")  # as train.tf32 does
     if options.memory_of:
         _measure_memory(options, device)
         return
@@ -56,7 +58,8 @@ def main() -> None:
         gc.collect()
     clock = "time between CUDA events" if device.type == "cuda" else "CPU seconds"
     text = (
-        f"G = {options.batch}, D = {options.embedding}, CosFace, {options.rounds} rounds. Times are {clock} of a step, "
+        f"G = {options.batch}, D = {options.embedding}, CosFace, classifier in {options.precision}"
+        f"{' (TensorFloat-32)' if options.tf32 else ''}, {options.rounds} rounds. Times are {clock} of a step, "
         f"the mean of {INTERVAL} with their one synchronisation; forward, backward and update of the classifier, no "
         "backbone. Memory is the peak of a process that does nothing else, above what it had after the imports.\n\n"
     )
@@ -68,6 +71,8 @@ def _options() -> argparse.Namespace:
     options.add_argument("--classes", type=int, nargs="+", default=[100_000])
     options.add_argument("--batch", type=int, default=512)
     options.add_argument("--embedding", type=int, default=512)
+    options.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the classifier")
+    options.add_argument("--tf32", action="store_true", help="TensorFloat-32 products on the GPU")
     options.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="which, LEAP off among them")
     options.add_argument("--no-memory", dest="memory", action="store_false", help="times only")
     options.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
@@ -88,7 +93,8 @@ def _labels(classes: int, options: argparse.Namespace) -> NDArray[np.int64]:
 
 
 def _classifier(classes: int, options: argparse.Namespace, device: torch.device) -> PartialFC:
-    return PartialFC(classes, options.embedding, ClassifierConfig(), OptimConfig(), World(device=device), seed=0)
+    config = ClassifierConfig(precision=options.precision)
+    return PartialFC(classes, options.embedding, config, OptimConfig(), World(device=device), seed=0)
 
 
 def build(side: str, classifier: PartialFC, options: argparse.Namespace) -> Callable[[], object]:
@@ -97,7 +103,7 @@ def build(side: str, classifier: PartialFC, options: argparse.Namespace) -> Call
     x = torch.randn((options.batch, options.embedding), generator=torch.Generator().manual_seed(0)).to(world.device)
     x.requires_grad_()
     counts = _counts(classes)
-    leap = Leap(SIDES[side], counts, options.embedding, world, 0, 0, classifier.config.chunk)
+    leap = Leap(SIDES[side], counts, options.embedding, world, 0, 0, classifier.spec.chunk)
     labels = _labels(classes, options)
     spread = torch.from_numpy(np.where(counts > TAIL_IMAGES, 0.06, 0.03)).to(world.device)
 
@@ -106,7 +112,7 @@ def build(side: str, classifier: PartialFC, options: argparse.Namespace) -> Call
             leap.variance.copy_(spread)
             leap.target.fill_(0.06)
         for step in range(INTERVAL):
-            classifier.begin(labels[step], step)
+            classifier.begin(labels[step], step, 0.1)
             classifier.loss(x, labels[step], leap.cloud(labels[step], step, 0)).backward()
             leap.observe(x, labels[step])
             classifier.step(0.1)
@@ -138,7 +144,7 @@ def _state_bytes(classes: int, options: argparse.Namespace) -> str:
 def _memory(side: str, classes: int, options: argparse.Namespace) -> float:
     """Bytes at the peak of an interval, in a process of its own."""
     command = [sys.executable, str(Path(__file__)), "--memory-of", side, "--classes", str(classes)]
-    for name in ("device", "batch", "embedding", "threads"):
+    for name in ("device", "batch", "embedding", "threads", "precision"):
         command += [f"--{name}", str(getattr(options, name))]
     return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 

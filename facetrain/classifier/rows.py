@@ -30,20 +30,20 @@ class RowOptimizer:
             self.state["updates"] = table.new_zeros((len(table), 1))
 
     @torch.no_grad()
-    def step(self, table: Tensor, rows: Tensor | None, values: Tensor, grad: Tensor, lr: float) -> None:
+    def step(self, table: Tensor, rows: Tensor | slice, values: Tensor, grad: Tensor, lr: float) -> None:
         """Update ``table`` in place.
 
         Args:
             table: (K, D).
-            rows: (S,) int64, distinct; None: all rows, in order.
-            values: (S, D) the rows' present values (the table itself where ``rows`` is None).
+            rows: (S,) int64, distinct, or a slice.
+            values: (S, D) the rows' present values (``table[rows]``, which shares its memory where that is a slice).
             grad: (S, D).
             lr: learning rate of this step.
         """
-        state = {name: held if rows is None else held[rows] for name, held in self.state.items()}
+        state = {name: held[rows] for name, held in self.state.items()}
         update = self._sgd if self.config.name == "sgd" else self._adamw
         update(values, grad, state, lr)
-        if rows is not None:
+        if isinstance(rows, Tensor):
             table.index_copy_(0, rows, values)
             for name, held in self.state.items():
                 held.index_copy_(0, rows, state[name])

@@ -8,12 +8,13 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrain.atomic import result_file
+from facetrain.atomic import check_folder
+from facetrain.data.checksums import Checksums, find_checksums
+from facetrain.data.class_plot import plot_classes
 from facetrain.data.dataset import (
     Images,
     PhotoFiles,
@@ -26,9 +27,10 @@ from facetrain.data.dataset import (
 from facetrain.data.encoded import Encoded
 from facetrain.data.images import Buffer, decode, decode_upright
 from facetrain.data.progress import progress
-from facetrain.data.record_format import EXACT, RecordError, parse_image, read_record
-from facetrain.data.record_index import index_path, map_file, read_index_text
-from facetrain.data.recordio import RecordFile, read_property, scan
+from facetrain.data.record_bytes import FileBytes
+from facetrain.data.record_format import EXACT, RecordError, damaged, parse_image, read_record
+from facetrain.data.record_index import index_path, read_index_text
+from facetrain.data.recordio import RecordFile, read_image, read_property, scan
 from facetrain.data.workers import default_workers, ordered_map
 from facetrain.errors import InputError
 
@@ -107,6 +109,8 @@ def check(path: Path, output: Path | None = None, workers: int | None = None) ->
     """
     if output is not None and output.suffix.lower() != ".png":
         raise InputError(f"{output}: the plot is a PNG; choose a name that ends in .png")
+    if output is not None:
+        check_folder(output.parent)
     broken, damaged, wrong = _Problems(), _Problems(), _Problems()
     images = _open(Path(path), broken, wrong)
     sizes = _decode_all(images, workers or default_workers(len(images)), damaged)
@@ -163,10 +167,14 @@ class _ReadableRecords(Encoded):
     Labels that are no class are -1.
     """
 
+    _checksums: Checksums | None = None
+
     def __init__(self, path: Path) -> None:
         self.path = path
         numbers, offsets = read_index_text(index_path(path))
-        self._file = memoryview(map_file(path))
+        self._file = FileBytes(path)
+        with suppress(InputError):  # those of another file were told already
+            self._checksums = find_checksums(path, len(self._file))
         values = np.full(len(offsets), np.nan)
         keep = np.zeros(len(offsets), np.bool_)
         for row, offset in enumerate(offsets):
@@ -185,14 +193,17 @@ class _ReadableRecords(Encoded):
                 self.num_classes = found[0]
 
     def __reduce__(self) -> tuple[type[_ReadableRecords], tuple[Path]]:
-        return _ReadableRecords, (self.path,)  # a map cannot be sent to another process
+        return _ReadableRecords, (self.path,)  # an open file cannot be sent to another process
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def encoded(self, i: int) -> Buffer:
         offset = int(self.offsets[i])
-        return parse_image(read_record(self._file, offset)[0], offset).payload
+        try:
+            return read_image(self._file, self._checksums, int(self.numbers[i]), offset)
+        except RecordError as error:
+            raise damaged(self.path, int(self.numbers[i]), error) from None
 
     def where(self, i: int) -> str:
         return f"{self.path.name} record {self.numbers[i]} at byte {self.offsets[i]}"
@@ -204,8 +215,13 @@ def _open(path: Path, broken: _Problems, wrong: _Problems) -> Images:
     if rec.suffix != ".rec" or not rec.is_file():
         return open_images(path)
     require_index(rec)
+    checksums = None
+    try:
+        checksums = find_checksums(rec, rec.stat().st_size)
+    except InputError as error:
+        broken.add(0, str(error))
     with progress("scanning", None, "records") as advance:
-        for number, record in enumerate(scan(rec), start=1):
+        for number, record in enumerate(scan(rec, checksums), start=1):
             if record.problem is not None:
                 broken.add(record.byte, f"{rec.name} record {record.number} at byte {record.byte}: {record.problem}")
             if number % 1000 == 0:
@@ -258,36 +274,3 @@ def _decode_chunk(images: Images, start: int) -> tuple[Counter[str], list[tuple[
         except InputError as error:
             bad.append((i, f"{images.where(i)}: {error}"))
     return sizes, bad
-
-
-def plot_classes(counts: NDArray[np.int64], output: Path) -> Path:
-    """Draw (C,) images per person as a long-tail curve and as a histogram into a PNG; returns its path."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    curve, histogram = figure.subplots(1, 2)
-    falling = np.sort(counts)[::-1]
-    curve.fill_between(np.arange(1, falling.size + 1), falling, step="mid", alpha=0.4)
-    curve.plot(np.arange(1, falling.size + 1), falling, drawstyle="steps-mid")
-    curve.set(xlabel="people, most images first", ylabel="images")
-    curve.set_title(f"{counts.sum():,} images, {counts.size:,} people")
-    curve.set_xlim(0.5, max(falling.size, 1) + 0.5)
-    largest = int(counts.max(initial=1))
-    if largest > 50:
-        curve.set_yscale("symlog", linthresh=1)
-        curve.yaxis.set_major_formatter("{x:,.0f}")
-        curve.set_ylim(0, largest * 1.5)
-        edges: NDArray[Any] = np.unique(np.geomspace(1, largest + 1, 41).astype(int)) - 0.5
-        histogram.set_xscale("log")
-        histogram.xaxis.set_major_formatter("{x:,.0f}")
-    else:
-        edges = np.arange(largest + 2) - 0.5
-    histogram.hist(counts, bins=edges)
-    histogram.set(xlabel="images per person", ylabel="people", title="images per person")
-    for axes in (curve, histogram):
-        axes.grid(alpha=0.3)
-    with result_file(output) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    return output

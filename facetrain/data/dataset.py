@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from facetrain.data.encoded import Encoded
+from facetrain.data.encoded import Encoded, FileChangedError
+from facetrain.data.files import read_file
 from facetrain.data.foreign_readers import MxnetImages, import_dali
 from facetrain.data.images import Buffer, decode_upright, to_square
 from facetrain.data.record_index import index_path
@@ -62,13 +63,18 @@ class PhotoFiles(Encoded):
     def encoded(self, i: int) -> Buffer:
         """The bytes of file i."""
         try:
-            return (self.root / self._files[i]).read_bytes()
+            return read_file(self.root / self._files[i])
         except OSError as error:
             raise InputError(f"{self.where(i)} cannot be read: {error.strerror}") from None
 
     def where(self, i: int) -> str:
         """Path of image i."""
         return str(self.root / self._files[i])
+
+    def check_unchanged(self) -> None:
+        """FileChangedError where the folder is gone, with all files in it."""
+        if not self.root.exists():
+            raise FileChangedError(f"{self.root} disappeared while its photos were read; restore it and start again")
 
     def to_pixels(self, encoded: Buffer, out: NDArray[np.uint8]) -> None:
         """Decode a photo upright and cut its central square out."""
@@ -89,14 +95,17 @@ def folder_images(root: Path) -> PhotoFiles:
 def listed_images(path: Path) -> PhotoFiles:
     """A text file with one image a line, ``path`` or ``path label``; relative paths start at the file's folder.
 
+    A list is its user's own: absolute paths are taken and links followed; but no path with ``..`` is, which
+    could climb out of a set that came with its list.
+
     A label is a whole number of up to 18 digits behind the last blank; all lines have one, or none has and the labels
     are -1. The text is UTF-8, with or without a byte order mark.
 
     Raises:
-        InputError: the list is unreadable, empty, or has labels on some lines only.
+        InputError: the list is unreadable or empty, has labels on some lines only, or a path with NUL or ``..``.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_file(path).decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"image list {path} cannot be read: {reason}; expected one image path a line") from None
@@ -110,6 +119,8 @@ def listed_images(path: Path) -> PhotoFiles:
         *front, last = line.rsplit(maxsplit=1)
         label = int(last) if front and _LABEL.fullmatch(last) else None
         files.append(line if label is None else front[0])
+        if ".." in files[-1].split("/"):
+            raise InputError(f"{path}:{number}: {files[-1]} leads out of the list's folder; write the absolute path")
         labels.append(label)
         if (label is None) != (labels[0] is None):
             raise InputError(f"{path}:{number}: label a line or none; the first line has {labels[0]}, this {label}")

@@ -11,6 +11,10 @@ from facetrain.data.images import Buffer, decode
 from facetrain.errors import InputError
 
 
+class FileChangedError(InputError):
+    """The data themselves are gone, cut or replaced while they are in use: nothing that is one image's damage."""
+
+
 class Encoded(Protocol):
     """Encoded images 0..N-1; a subclass needs ``__len__``, ``encoded`` and ``where`` and inherits the decoding.
 
@@ -30,6 +34,10 @@ class Encoded(Protocol):
 
     def where(self, i: int) -> str:
         """Where image i lies, for messages: ``train.rec record 17 at byte 8123`` or a path."""
+
+    def check_unchanged(self) -> None:
+        """For once a batch: FileChangedError where the files are no longer those that were opened."""
+        return  # most images lie in no file that could change
 
     def to_pixels(self, encoded: Buffer, out: NDArray[np.uint8]) -> None:
         """Decode the bytes of one of these images into ``out``, (size, size, 3) RGB uint8, C-contiguous.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.data.encoded import Encoded
-from facetrain.data.images import Buffer, resize
+from facetrain.data.images import Buffer, check_size, resize
 from facetrain.data.recordio import RecordFile
 from facetrain.errors import InputError
 
@@ -82,9 +82,15 @@ class MxnetImages(Encoded):
         """File, record number and byte of image ``i``, for messages."""
         return self._records.where(i)
 
+    def check_unchanged(self) -> None:
+        """FileChangedError where the .rec or its .idx is no longer what was opened."""
+        self._records.check_unchanged()
+
     def encoded(self, i: int) -> bytes:
         """The encoded image ``i`` as mxnet unpacks it; InputError where it cannot or sees another label."""
         mxnet = import_mxnet()
+        if self._records.checksums is not None:
+            self._records.encoded(i)  # which compares them
         try:
             header, encoded = mxnet.recordio.unpack(self._reader.read_idx(self._records.record_number(i)))
         except Exception as error:  # mxnet's own errors and struct's share no base
@@ -102,6 +108,7 @@ class MxnetImages(Encoded):
         """
         encoded = self.encoded(i)
         try:
+            check_size(encoded)
             return np.asarray(import_mxnet().image.imdecode(encoded, to_rgb=1, flag=1).asnumpy(), np.uint8)
         except Exception as error:
             raise InputError(f"{self.where(i)}: mxnet cannot decode it ({_first_line(error)})") from None
@@ -124,6 +131,15 @@ def import_dali() -> Any:
             f"data.reader dali: {error}; run 'pip install nvidia-dali-cuda120' or set data.reader to native"
         ) from None
     return dali
+
+
+class UndecodableError(InputError):
+    """DALI cannot decode the image at ``position`` of a batch."""
+
+    def __init__(self, message: str, position: int) -> None:
+        """The line for the user, and which image."""
+        super().__init__(message)
+        self.position = position
 
 
 class DaliDecoder:
@@ -173,7 +189,7 @@ class DaliDecoder:
             where: the name, in messages, of the image at a position of ``encoded``.
 
         Raises:
-            InputError: one of them cannot be decoded; names it.
+            UndecodableError: one of them cannot be decoded; names the first.
         """
         try:
             return self._run(encoded)
@@ -182,7 +198,8 @@ class DaliDecoder:
                 try:
                     self._run([image])
                 except RuntimeError as error:
-                    raise InputError(f"{where(position)}: DALI cannot decode it ({_dali_reason(error)})") from None
+                    reason = f"{where(position)}: DALI cannot decode it ({_dali_reason(error)})"
+                    raise UndecodableError(reason, position) from None
             raise
 
     def _run(self, encoded: Sequence[Buffer]) -> torch.Tensor:

@@ -21,7 +21,7 @@ Fit: TypeAlias = Literal["crop", "stretch", "pad"]
 Buffer: TypeAlias = bytes | memoryview
 
 MAX_SIDE = 4096
-"""Pixels a side of an image to train or evaluate on."""
+"""Pixels a side of an image to train or evaluate on; so at most 16.8 Mpx."""
 MAX_PHOTO_SIDE, MAX_PHOTO_PIXELS = 12_000, 100_000_000
 """Of a camera's photo, which is packed smaller."""
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -45,12 +45,7 @@ def decode(buffer: Buffer, size: int | None = None, out: NDArray[np.uint8] | Non
             say where the image came from: the caller knows.
     """
     assert out is None or (size is not None and out.shape == (size, size, 3) and out.flags.c_contiguous)
-    height, width = image_size(buffer)
-    if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
-        raise InputError(
-            f"the image is {width} x {height} pixels; at most {MAX_SIDE} a side are read: shrink it first, as "
-            "facetrain data pack does"
-        )
+    height, width = check_size(buffer)
     if not _is_jpeg(buffer):
         # Cameras' orientation tags are left alone here, as in JPEG: training images are crops that stand upright.
         image = _decode_opencv(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -137,6 +132,17 @@ def image_size(buffer: Buffer) -> tuple[int, int]:
     return found
 
 
+def check_size(buffer: Buffer) -> tuple[int, int]:
+    """:func:`image_size` of an image that is small enough to train or evaluate on; InputError for others."""
+    height, width = image_size(buffer)
+    if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
+        raise InputError(
+            f"the image is {width} x {height} pixels; at most {MAX_SIDE} a side are read: shrink it first, as "
+            "facetrain data pack does"
+        )
+    return height, width
+
+
 def _is_jpeg(buffer: Buffer) -> bool:
     return len(buffer) >= 2 and buffer[0] == 0xFF and buffer[1] == 0xD8
 
@@ -171,6 +177,8 @@ def _check_png(buffer: Buffer) -> None:
             raise InputError(f"the PNG is cut short: {len(data)} bytes and no end")
         length, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
         end = at + 8 + length
+        if not kind.isalpha():
+            raise InputError(f"the PNG is damaged: no chunk at byte {at} of the image")
         if end + 4 > len(data):
             raise InputError(f"the PNG is cut short: {len(data)} bytes and no end")
         # A capital first letter: a chunk that the image cannot do without.

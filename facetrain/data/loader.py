@@ -6,10 +6,12 @@ communication, and a resume starts at any step without reading what came before.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -17,9 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from facetrain import processes
 from facetrain.config import AugmentConfig, DataConfig
 from facetrain.data.augment import augment
-from facetrain.data.dataset import Images, decode_batch
+from facetrain.data.damage import BatchDecoder, Damaged
+from facetrain.data.dataset import Images
 from facetrain.data.foreign_readers import DaliDecoder
 from facetrain.data.sampler import batch_indices, steps_per_epoch
 from facetrain.errors import InputError
@@ -34,10 +38,13 @@ class Batch:
         images: (B, H, W, 3) uint8 RGB, this rank's rows only; B may be 0.
         labels: (G,) int64, the classes of the whole micro-batch over all ranks; :func:`facetrain.partition.rows` says
             which of them are those of ``images``.
+        damaged: images that this rank could not read and what stands in their rows instead, see
+            :mod:`facetrain.data.damage`; for :class:`facetrain.data.damage_log.DamageLog`.
     """
 
     images: torch.Tensor
     labels: NDArray[np.int64]
+    damaged: tuple[Damaged, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class _Plan:
     seed: int
     rank: int
     world_size: int
+    max_damaged: int
 
     def indices(self, number: int) -> tuple[int, NDArray[np.int64]]:
         """(epoch, (G,) image numbers) of micro-batch ``number``, counted from 0 over all updates."""
@@ -65,15 +73,20 @@ class _Failure(str):
     """An InputError's message on its way from a worker: raised there, it would arrive wrapped in a traceback."""
 
 
+_Item: TypeAlias = tuple[torch.Tensor, NDArray[np.int64], Sequence[Damaged]] | _Failure
+
+
 class _MicroBatches(Dataset[object]):
-    """Micro-batch number -> (own images, all labels)."""
+    """Micro-batch number -> (own images, all labels, damaged images that were met)."""
 
     def __init__(self, plan: _Plan) -> None:
         self.plan = plan
-        self._dali: DaliDecoder | None = None
+        self._decoder: BatchDecoder | None = None
 
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, NDArray[np.int64]] | _Failure:
+    def __getitem__(self, number: int) -> _Item:
         plan = self.plan
+        if self._decoder is None:
+            self._decoder = BatchDecoder(plan.images, plan.seed, plan.max_damaged, self._dali())
         epoch, indices = plan.indices(number)
         own = indices[rows(len(indices), plan.world_size, plan.rank)]
         pixels = torch.empty((len(own), plan.input_size, plan.input_size, 3), dtype=torch.uint8)
@@ -81,23 +94,18 @@ class _MicroBatches(Dataset[object]):
             pixels.share_memory_()  # decoded where the trainer will read it
         view = pixels.numpy()
         try:
-            if plan.reader == "dali" and len(own):
-                pixels.copy_(self._decode_by_dali(own))
-            else:
-                decode_batch(plan.images, own, view)
+            damaged = self._decoder.decode(own, view)
         except InputError as error:
             return _Failure(error)
         augment(view, plan.augment, plan.seed, epoch, own)
-        return pixels, plan.images.labels[indices]
+        return pixels, plan.images.labels[indices], damaged
 
-    def _decode_by_dali(self, own: NDArray[np.int64]) -> torch.Tensor:
-        images = self.plan.images
-        if self._dali is None:
-            # A forked worker cannot use the GPU of its parent.
-            on_gpu = torch.utils.data.get_worker_info() is None and torch.cuda.is_available()
-            self._dali = DaliDecoder(self.plan.input_size, torch.cuda.current_device() if on_gpu else None, threads=1)
-        encoded = [images.encoded(int(i)) for i in own]
-        return self._dali.decode(encoded, where=lambda position: images.where(int(own[position])))
+    def _dali(self) -> DaliDecoder | None:
+        if self.plan.reader != "dali":
+            return None
+        # A forked worker cannot use the GPU of its parent.
+        on_gpu = torch.utils.data.get_worker_info() is None and torch.cuda.is_available()
+        return DaliDecoder(self.plan.input_size, torch.cuda.current_device() if on_gpu else None, threads=1)
 
 
 class Loader:
@@ -136,7 +144,16 @@ class Loader:
         self.config = config
         self.pin_memory = pin_memory
         self.plan = _Plan(
-            images, config.augment, config.reader, input_size, batch_size, accumulation, seed, rank, world_size
+            images=images,
+            augment=config.augment,
+            reader=config.reader,
+            input_size=input_size,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            max_damaged=config.max_damaged,
         )
 
     def iterate(self, start_step: int, stop_step: int) -> Iterator[list[Batch]]:
@@ -146,7 +163,8 @@ class Loader:
             the update's micro-batches, ``accumulation`` of them.
 
         Raises:
-            InputError: an image cannot be read or decoded (says which), or a worker died.
+            InputError: the data were changed, or a worker died. An image that cannot be read is no error here: it is
+                among its batch's ``damaged``.
         """
         plan = self.plan
         numbers = range(start_step * plan.accumulation, stop_step * plan.accumulation)
@@ -154,13 +172,13 @@ class Loader:
         for item in self._items(numbers):
             if isinstance(item, _Failure):
                 raise InputError(str(item))
-            pixels, labels = item
-            group.append(Batch(pixels, labels))
+            pixels, labels, damaged = item
+            group.append(Batch(pixels, labels, tuple(damaged)))
             if len(group) == plan.accumulation:
                 yield group
                 group = []
 
-    def _items(self, numbers: range) -> Iterator[tuple[torch.Tensor, NDArray[np.int64]] | _Failure]:
+    def _items(self, numbers: range) -> Iterator[_Item]:
         workers = min(self.config.workers, len(numbers))
         loader = DataLoader(
             _MicroBatches(self.plan),
@@ -204,5 +222,7 @@ def _start_worker(worker: int) -> None:
     """One thread per worker, and no death by signals that are meant for the trainer, which saves first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A copy of a killed trainer holds its connections open, and the other ranks would wait for it.
+    processes.follow(os.getppid(), signal.SIGKILL)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

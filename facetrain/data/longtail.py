@@ -69,7 +69,10 @@ def subset(
     classes = choose_classes(counts, head, tail, tail_images)
     chosen, new_labels = choose_images(images.labels, classes, head, tail_images, seed)
     size = _size(images, int(chosen[0]))
-    with RecordWriter(target, size, overwrite=overwrite) as writer, progress("copying", len(chosen)) as advance:
+    with (
+        RecordWriter(target, size, overwrite=overwrite, checksums=True) as writer,
+        progress("copying", len(chosen)) as advance,
+    ):
         for number, (i, label) in enumerate(zip(chosen.tolist(), new_labels.tolist(), strict=True), start=1):
             writer.write(label, images.encoded(i))
             if number % 1000 == 0:

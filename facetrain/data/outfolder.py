@@ -5,13 +5,15 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from facetrain.atomic import check_folder
 from facetrain.errors import InputError
 
 TRAIN = "train.rec"
 HELD_OUT = "heldout"
-_SET = (TRAIN, "train.idx", "property", "names.txt")
+_SET = (TRAIN, "train.idx", "train.crc32", "property", "names.txt")
 # What says something about the training set beside it, whichever command wrote it.
 _SIDECARS = (
+    "train.crc32",
     "names.txt",
     "classes.csv",
     "heldout.bin",
@@ -27,9 +29,7 @@ def check_room(out: Path, overwrite: bool) -> None:
     Raises:
         InputError: ``out`` or a folder above it is a file, or a set is there already.
     """
-    nearest = next((place for place in (out, *out.parents) if place.exists()), None)
-    if nearest is not None and not nearest.is_dir():
-        raise InputError(f"{nearest} is a file; expected a folder, which is made where it is missing")
+    check_folder(out)
     there = [out / name for name in (TRAIN, "property", *_SIDECARS) if (out / name).exists()]
     if there and not overwrite:
         raise InputError(f"{there[0]} is there already: choose another folder, or replace it with --force")

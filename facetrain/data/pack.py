@@ -77,6 +77,7 @@ def pack(
     seed: int = 0,
     quality: int = 95,
     fit: Fit = "crop",
+    checksums: bool = True,
     overwrite: bool = False,
     workers: int | None = None,
 ) -> PackReport:
@@ -91,6 +92,7 @@ def pack(
         seed: of the held-out people and the pairs.
         quality: of the JPEGs, 1..100.
         fit: of a photo that is not square: ``crop`` cuts its centre out, ``stretch`` distorts, ``pad`` adds black bars.
+        checksums: whether to write a .crc32 beside each .rec.
         overwrite: whether an earlier packed set in ``out`` may be replaced.
         workers: processes; None takes one per core.
 
@@ -110,7 +112,7 @@ def pack(
     with progress("packing", total, "photos") as advance:
         held_people, train_people = (_encode(job, [names[i] for i in part], workers, advance) for part in (apart, rest))
         train, held, drawn = _write_records(
-            out, size, train_people, held_people if held_out else None, pairs=pairs, seed=seed
+            out, size, train_people, held_people if held_out else None, checksums=checksums, pairs=pairs, seed=seed
         )
     train.write_names(out)
     if drawn is not None:
@@ -179,6 +181,7 @@ def _write_records(
     train_people: Iterable[_Person],
     held_people: Iterable[_Person] | None,
     *,
+    checksums: bool,
     pairs: int,
     seed: int,
 ) -> tuple[_Filled, _Filled, _Pairs | None]:
@@ -187,11 +190,15 @@ def _write_records(
     # Nothing of an older set is touched before all of the new one is there: both writers give their files their names
     # at the end of this block.
     with ExitStack() as finish:
+
+        def writer(folder: Path) -> RecordWriter:
+            return finish.enter_context(RecordWriter(folder / TRAIN, size, overwrite=True, checksums=checksums))
+
         if held_people is not None:
-            held.take(finish.enter_context(RecordWriter(out / HELD_OUT / TRAIN, size, overwrite=True)), held_people)
+            held.take(writer(out / HELD_OUT), held_people)
             # Before the others are read: where these people do not suffice for pairs, nobody wants to wait for it.
             drawn = draw_pairs(np.repeat(np.arange(len(held.names)), held.photos), pairs, seed)
-        train.take(finish.enter_context(RecordWriter(out / TRAIN, size, overwrite=True)), train_people)
+        train.take(writer(out), train_people)
         if not train.names:
             raise InputError(f"none of {len(train.skipped)} photos can be read; the first: {train.skipped[0]}")
         clear_sidecars(out)

@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from facetrain.errors import InputError
 
 if TYPE_CHECKING:
     from facetrain.data.images import Buffer
+    from facetrain.data.record_bytes import Bytes
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -22,6 +26,8 @@ WHOLE, FIRST, MIDDLE, LAST = range(4)
 MAX_LENGTH = (1 << 29) - 1
 PART = struct.Struct("<II")
 IMAGE = struct.Struct("<IfQQ")
+HEAD = struct.Struct("<III20x")
+"""Both at the start of a record of one part: magic, length, number of vector labels."""
 # float32 counts every integer up to here; beyond it labels and record numbers are rounded.
 EXACT = 1 << 24
 
@@ -35,6 +41,13 @@ class RecordError(ValueError):
         self.problem = problem
 
 
+def damaged(path: Path, number: int, error: RecordError) -> InputError:
+    """The error that names file, record and byte."""
+    return InputError(
+        f"{path} record {number} at byte {error.byte}: {error.problem}; restore the file or pack it again"
+    )
+
+
 class ImageRecord(NamedTuple):
     """A record's image header and encoded image."""
 
@@ -44,10 +57,10 @@ class ImageRecord(NamedTuple):
     payload: Buffer
 
 
-def read_record(file: memoryview, offset: int) -> tuple[Buffer, int]:
+def read_record(file: Bytes, offset: int) -> tuple[Buffer, int]:
     """The payload of the record at ``offset`` and the byte where the next record starts.
 
-    The payload is a view of ``file``, or a new ``bytes`` for a multi-part record.
+    The payload is a slice of ``file``, or a new ``bytes`` for a multi-part record.
 
     Raises:
         RecordError: no record of right framing starts at ``offset`` or it runs past the end of the file.
@@ -67,11 +80,11 @@ def read_record(file: memoryview, offset: int) -> tuple[Buffer, int]:
     return MAGIC_BYTES.join(parts), end
 
 
-def _read_part(file: memoryview, offset: int) -> tuple[int, memoryview, int]:
+def _read_part(file: Bytes, offset: int) -> tuple[int, Buffer, int]:
     size = len(file)
     if not 0 <= offset <= size - PART.size:
         raise RecordError(offset, f"a record header of 8 bytes is cut off: the file ends at byte {size}")
-    magic, word = PART.unpack_from(file, offset)
+    magic, word = PART.unpack(file[offset : offset + PART.size])
     if magic != MAGIC:
         raise RecordError(offset, f"bad magic 0x{magic:08x}; expected 0x{MAGIC:08x}")
     length = word & MAX_LENGTH

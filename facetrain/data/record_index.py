@@ -1,13 +1,11 @@
 """From a .rec and its text .idx to arrays: where each image lies and which class it has.
 
-The .idx is parsed and the header of every record is read in blocks of NumPy operations, within 24 bytes a record (32
-where insightface's .idx is out of order); only multi-part and damaged records take a slow path.
-:mod:`facetrain.data.record_cache` keeps the result, so this happens once per data set.
+The .idx is parsed in blocks of NumPy operations, within 24 bytes a record (32 where insightface's .idx is out of
+order). :mod:`facetrain.data.record_cache` keeps the result, so this happens once per data set.
 """
 
 from __future__ import annotations
 
-import mmap
 import re
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -15,23 +13,15 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrain.data.progress import progress
-from facetrain.data.record_format import (
-    EXACT,
-    MAGIC,
-    MAX_LENGTH,
-    PART,
-    ImageRecord,
-    RecordError,
-    parse_image,
-    read_record,
-)
+from facetrain.data.checksums import find_checksums
+from facetrain.data.files import open_file
+from facetrain.data.record_bytes import FileBytes
+from facetrain.data.record_format import EXACT, PART, ImageRecord, RecordError, damaged, parse_image, read_record
+from facetrain.data.record_labels import read_labels
 from facetrain.errors import InputError
 
 TEXT_BLOCK = 1 << 20
-RECORD_BLOCK = 1 << 15
 MAX_NUMBER = 2**31 - 1
-LONG = 3_000_000  # images whose first reading takes long enough for a line of progress
 _LINE = re.compile(rb"[0-9]{1,10}\t[0-9]{1,18}\r?")
 
 
@@ -58,28 +48,6 @@ def index_path(path: Path) -> Path:
     return path.with_suffix(".idx")
 
 
-def map_file(path: Path) -> mmap.mmap:
-    """A read-only map of a .rec.
-
-    Raises:
-        InputError: missing, unreadable or empty.
-    """
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; expected a RecordIO file") from None
-    except ValueError:
-        raise InputError(f"{path} is empty; expected a RecordIO file with records") from None
-
-
-def damaged(path: Path, number: int, error: RecordError) -> InputError:
-    """The error that names file, record and byte."""
-    return InputError(
-        f"{path} record {number} at byte {error.byte}: {error.problem}; restore the file or pack it again"
-    )
-
-
 def read_index_text(path: Path) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Record numbers and byte offsets, (R,) each, in the order of the lines of an .idx.
 
@@ -88,7 +56,7 @@ def read_index_text(path: Path) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """
     row, rest = 0, b""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             count = _count_lines(file)
             numbers, offsets = np.empty(count, np.int32), np.empty(count, np.int64)
             while block := file.read(TEXT_BLOCK):
@@ -165,8 +133,7 @@ def build_index(path: Path) -> Index:
     Raises:
         InputError: damaged or inconsistent; names the line, or the record and its byte.
     """
-    data = map_file(path)
-    file = memoryview(data)
+    file = FileBytes(path)
     numbers, offsets = read_index_text(index_path(path))
     if offsets.max() > len(file) - PART.size:
         row = int(np.argmax(offsets > len(file) - PART.size))
@@ -193,8 +160,7 @@ def build_index(path: Path) -> Index:
         numbers, offsets = numbers[1:end], offsets[1:end]
     if len(numbers) == 0:
         raise InputError(f"{path} holds no image; expected at least one")
-    data.madvise(mmap.MADV_SEQUENTIAL)
-    labels = _read_labels(path, file, numbers, offsets)
+    labels = read_labels(path, file, numbers, offsets)
     first_number = int(numbers[0])
     consecutive = rising and int(numbers[-1]) - first_number == len(numbers) - 1
     return Index(offsets, labels, None if consecutive else numbers, first_number, identities)
@@ -211,7 +177,7 @@ def _refuse_twice(path: Path, numbers: NDArray[np.int32]) -> None:
 
 
 def _image_range(
-    path: Path, file: memoryview, numbers: NDArray[np.int32], offsets: NDArray[np.int64]
+    path: Path, file: FileBytes, numbers: NDArray[np.int32], offsets: NDArray[np.int64]
 ) -> tuple[int, int]:
     """From record 0: the number behind the last image, images being 1, 2, ..., and the count of identities.
 
@@ -219,13 +185,18 @@ def _image_range(
     and no image: a file of im2rec with vector labels has a flag > 0 in record 0 too, but an image behind it.
     """
 
+    checksums = find_checksums(path, len(file))
+
     def read(number: int) -> ImageRecord:
         row = int(np.argmax(numbers == number))
         if numbers[row] != number:
             raise InputError(f"{index_path(path)} has no record {number}, which record 0 of {path.name} counts on")
         offset = int(offsets[row])
         try:
-            return parse_image(read_record(file, offset)[0], offset)
+            payload, end = read_record(file, offset)
+            if checksums is not None:
+                checksums.verify(number, file[offset:end], offset)
+            return parse_image(payload, offset)
         except RecordError as error:
             raise damaged(path, number, error) from None
 
@@ -252,45 +223,3 @@ def _image_range(
         number = int(np.argmin(there))
         raise InputError(f"{index_path(path)} has no record {number}, which record 0 of {path.name} counts on")
     return first, end - first
-
-
-def _read_labels(
-    path: Path, file: memoryview, numbers: NDArray[np.int32], offsets: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    words = np.frombuffer(file, "<u4", count=len(file) // 4)
-    labels = np.empty(len(offsets), np.int64)
-    with progress("reading", len(offsets), least=LONG) as advance:
-        for start in range(0, len(offsets), RECORD_BLOCK):
-            rows = slice(start, start + RECORD_BLOCK)
-            values, plain = _plain_labels(words, len(file), offsets[rows])
-            for row in np.flatnonzero(~plain).tolist():
-                offset = int(offsets[start + row])
-                try:
-                    values[row] = parse_image(read_record(file, offset)[0], offset).labels[0]
-                except RecordError as error:
-                    raise damaged(path, int(numbers[start + row]), error) from None
-            with np.errstate(invalid="ignore"):  # NaN compares false
-                right = (values >= 0) & (values <= EXACT) & (values == np.floor(values))
-            if not right.all():
-                row = int(np.argmin(right))
-                number, offset = numbers[start + row], offsets[start + row]
-                raise InputError(
-                    f"{path} record {number} at byte {offset}: label {values[row]:.9g}; expected a class 0..{EXACT}"
-                )
-            labels[rows] = values
-            advance(len(values))
-    return labels
-
-
-def _plain_labels(
-    words: NDArray[np.uint32], size: int, offsets: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """First labels and which rows are whole, aligned, undamaged records, so that their label is right."""
-    at, last = offsets >> 2, len(words) - 1
-    part, flag = words[at + 1], words[np.minimum(at + 2, last)].astype(np.int64)
-    length = (part & MAX_LENGTH).astype(np.int64)
-    plain = (words[at] == MAGIC) & (part >> 29 == 0) & (offsets & 3 == 0)
-    plain &= (offsets + PART.size + (length + 3 & ~3) <= size) & (length >= 24 + 4 * flag)
-    floats = words.view("<f4")
-    labels = np.where(flag > 0, floats[np.minimum(at + 8, last)], floats[np.minimum(at + 3, last)])
-    return labels, plain

@@ -1,21 +1,30 @@
-"""Writing of ``train.rec``, ``train.idx`` and ``property`` as insightface's tools lay them out."""
+"""Writing of ``train.rec``, ``train.idx`` and ``property`` as insightface's tools lay them out, and ``train.crc32``."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import zlib
+from array import array
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+import numpy as np
+
+from facetrain.atomic import result_file
+from facetrain.data.checksums import checksum_path, encode_checksums
 from facetrain.data.images import Buffer
-from facetrain.data.record_format import EXACT, RecordError, frame, image_payload
+from facetrain.data.progress import progress
+from facetrain.data.record_bytes import FileBytes
+from facetrain.data.record_format import EXACT, RecordError, damaged, frame, image_payload, read_record
+from facetrain.data.record_index import index_path, read_index_text
 from facetrain.errors import InputError
 
 
 class RecordWriter:
-    """Writes a .rec with its .idx and ``property``; a context manager.
+    """Writes a .rec with its .idx, ``property`` and checksums; a context manager.
 
     Record 0 holds (first identity record, end), records 1.. the images in order of their classes, then one record an
     identity with the (start, end) of its images. Everything goes to temporary names and gets its own at the end of the
@@ -26,13 +35,21 @@ class RecordWriter:
             writer.write(0, jpeg)
     """
 
-    def __init__(self, path: Path, image_size: int | tuple[int, int] = 112, *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        image_size: int | tuple[int, int] = 112,
+        *,
+        overwrite: bool = False,
+        checksums: bool = False,
+    ) -> None:
         """Start a data set.
 
         Args:
             path: the .rec; its folder is made.
             image_size: (height, width) in pixels, or both, for ``property``.
             overwrite: whether a data set of that name may be replaced.
+            checksums: whether to write a .crc32 too; see :mod:`facetrain.data.checksums`.
 
         Raises:
             InputError: not a .rec, there already, not writable, or another process writes it.
@@ -42,7 +59,10 @@ class RecordWriter:
             raise InputError(f"{path} must end in .rec, for example {self.path.with_suffix('.rec')}")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self._size = f"{height},{width}"
-        self._targets = (self.path, self.path.with_name("property"), self.path.with_suffix(".idx"))
+        self._checksums = checksums
+        self._crcs = array("I")
+        rec, idx = self.path, self.path.with_suffix(".idx")
+        self._targets = (rec, self.path.with_name("property"), checksum_path(rec), idx)
         self._temporary = tuple(target.with_name(f".{target.name}.part") for target in self._targets)
         taken = [str(target) for target in self._targets if target.exists()]
         if taken and not overwrite:
@@ -52,7 +72,7 @@ class RecordWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._rec: BinaryIO = _open_alone(self._temporary[0], self.path)
-            self._idx: BinaryIO = self._temporary[2].open("wb")
+            self._idx: BinaryIO = self._temporary[-1].open("wb")
         except OSError as error:
             self._discard()
             raise InputError(f"{error.filename} cannot be written: {error.strerror}") from None
@@ -116,6 +136,7 @@ class RecordWriter:
             raise InputError(f"{self.path} cannot be written: {error.strerror}") from None
         self._number += 1
         self._position += len(record)
+        self._crcs.append(zlib.crc32(record))
         return number
 
     def close(self) -> None:
@@ -132,10 +153,14 @@ class RecordWriter:
             for file in (self._rec, self._idx):
                 file.flush()
                 os.fsync(file.fileno())
+            if self._checksums:
+                self._temporary[2].write_bytes(encode_checksums(self._position, self._crcs))
             # A .rec opens only with its .idx: without the old one nobody meets a mixture of old and new.
-            self._targets[2].unlink(missing_ok=True)
+            for target in reversed(self._targets[2:]):  # the .idx, then the checksums
+                target.unlink(missing_ok=True)
             for temporary, target in zip(self._temporary, self._targets, strict=True):
-                os.replace(temporary, target)
+                if self._checksums or target != self._targets[2]:
+                    os.replace(temporary, target)
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error.strerror}") from None
         finally:
@@ -147,7 +172,9 @@ class RecordWriter:
         for start, end in zip(self._starts, ends, strict=True):
             self._put(image_payload([float(start), float(end)], self._number))
         self._rec.seek(0)
-        self._rec.write(frame(image_payload([float(first), float(self._number)], 0)))
+        record = frame(image_payload([float(first), float(self._number)], 0))
+        self._rec.write(record)
+        self._crcs[0] = zlib.crc32(record)
 
     def _discard(self) -> None:
         """Remove what has not got its name yet; the .rec is closed last, as its lock says that the names are taken."""
@@ -178,3 +205,43 @@ def _open_alone(place: Path, target: Path) -> BinaryIO:
         file.close()
         raise
     return file
+
+
+def write_checksums(rec: Path, overwrite: bool = False) -> tuple[Path, int]:
+    """Read a .rec whole and write its checksums beside it.
+
+    Args:
+        rec: the .rec, or the folder of a ``train.rec``.
+        overwrite: whether older checksums may be replaced.
+
+    Returns:
+        (the .crc32, number of records).
+
+    Raises:
+        InputError: there already, not writable, or a record's framing is damaged. Whether its image decodes is not
+            looked at.
+    """
+    rec = rec / "train.rec" if rec.is_dir() else rec
+    if rec.suffix != ".rec":
+        raise InputError(f"{rec} is not a .rec file; checksums are kept of .rec files")
+    path = checksum_path(rec)
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} is there already; replace it with --force once the data are known to be right")
+    file = FileBytes(rec)
+    numbers, offsets = read_index_text(index_path(rec))
+    crcs = np.empty(len(numbers), np.uint32)
+    with progress("reading", len(numbers), "records") as advance:
+        # As they lie in the file, for the disk's sake.
+        for done, row in enumerate(np.argsort(offsets, kind="stable").tolist(), start=1):
+            offset = int(offsets[row])
+            try:
+                _, end = read_record(file, offset)
+            except RecordError as error:
+                raise damaged(rec, int(numbers[row]), error) from None
+            crcs[row] = zlib.crc32(file[offset:end])
+            if done % 1000 == 0:
+                advance(1000)
+    order = np.argsort(numbers, kind="stable")
+    with result_file(path) as temporary:
+        temporary.write_bytes(encode_checksums(len(file), crcs[order].tolist(), numbers[order]))
+    return path, len(numbers)

@@ -14,7 +14,7 @@ from facetrain.data.dataset import Images, class_counts
 from facetrain.data.encoded import Encoded
 from facetrain.data.images import Buffer
 from facetrain.distributed import World
-from facetrain.evaluation.extract import embed
+from facetrain.evaluation.extract import Unreadable, embed_blocks
 
 PEOPLE, PHOTOS = 8, 20
 """Of each group, and at most of each person."""
@@ -74,10 +74,7 @@ def write_map(
     """Embed the training images of a few people by all ranks and keep them as ``OUTPUT/leap/map_%08d.npz``.
 
     The file holds ``embeddings`` (n, D) float32 normalised, ``labels`` (n,) int64, ``head`` (n,) bool and ``images``
-    (n,) int64, the training images of that person.
-
-    Raises:
-        InputError: an image cannot be read.
+    (n,) int64, the training images of that person. An image that cannot be read is left out.
     """
     counts = class_counts(images.labels, images.num_classes)
     people, heads = map_people(counts, threshold, seed)
@@ -85,10 +82,14 @@ def write_map(
     if not numbers:
         return
     chosen = Chosen(images, np.concatenate(numbers))
-    rows = embed(backbone, chosen, input_size=input_size, flip=False, world=world)
+    unreadable: list[Unreadable] = []
+    blocks = embed_blocks(backbone, chosen, input_size=input_size, unreadable=unreadable, flip=False, world=world)
+    rows, labels = np.concatenate(list(blocks)), images.labels[chosen.numbers]
     if world.rank:
         return
-    labels = images.labels[chosen.numbers]
+    if unreadable:
+        there = ~np.isnan(rows).any(1)
+        rows, labels = rows[there], labels[there]
     path = output / "leap" / f"map_{step:08d}.npz"
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as growing, growing.open("wb") as file:

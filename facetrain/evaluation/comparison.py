@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from facetrain.atomic import result_file
+from facetrain.atomic import check_folder, result_file
 from facetrain.errors import InputError
 from facetrain.evaluation import comparison_plots as plots
 from facetrain.evaluation.comparison_entries import Entry, Test, read_entries
@@ -64,6 +64,8 @@ def compare(
         if table.suffix.lower() not in SUFFIXES:
             raise InputError(f"table {table} must end in {', '.join(SUFFIXES)}, or give its --format")
         format = SUFFIXES[table.suffix.lower()]
+    for written in filter(None, (output, table)):
+        check_folder(written.parent)
     entries = read_entries(words)
     chosen = table_6(entries) if table6 else columns(entries)
     if format is not None and not chosen:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from facetrain.checkpoint_files import BACKBONE, listed, read_manifest
+from facetrain.checkpoint_files import listed, read_manifest
 from facetrain.errors import InputError
 from facetrain.evaluation.pairs import Verification
 from facetrain.evaluation.result import Result, read_results, score_histogram, thinned
@@ -99,7 +99,7 @@ def run_model(folder: Path, run: Run) -> str:
         try:
             manifest = read_manifest(checkpoint)
             if steps and int(manifest["step"]) == max(steps):
-                return str(manifest["files"][BACKBONE]["sha256"])
+                return str(manifest["fingerprint"])
         except (InputError, KeyError, TypeError):
             continue
     return ""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrain.atomic import check_result_file
 from facetrain.console import print_table
 from facetrain.data.encoded import Encoded
 from facetrain.errors import InputError
@@ -90,8 +91,7 @@ def run_lfw(
         raise InputError("no pair set given; name at least one .bin file, or LFW's list with --pairs and --images")
     if (pairs is None) != (photos is None):
         raise InputError("--pairs names LFW's list and --images the folder of its photos; give both or neither")
-    if output is not None and (output.suffix != ".json" or not output.parent.is_dir()):
-        raise InputError(f"output {output} must be a .json file in a folder that exists")
+    check_result_file(output, ".json")
     embedder = open_embedder(model, world=world, batch_size=batch_size, cache=cache)
     # All lists are read once before anything is embedded, so that a damaged one is known at once.
     official = None if pairs is None or photos is None else read_official_pairs(pairs, photos)

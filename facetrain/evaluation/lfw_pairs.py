@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.data.dataset import EXTENSIONS, PhotoFiles
+from facetrain.data.files import read_file
 from facetrain.errors import InputError
 from facetrain.evaluation.scores import FOLDS
 
@@ -56,7 +57,7 @@ def read_official_pairs(path: Path, root: Path) -> OfficialPairs:
         InputError: one of the two is missing, a line is not what its place asks for, or photos are missing.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_file(path).decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"pair list {path} cannot be read: {reason}; {_EXPECTED}") from None

@@ -14,10 +14,7 @@ from facetrain.errors import InputError
 
 FIELD_SIZE = 112
 """Pixels a side of the field's aligned crops: what a source that does not say is taken to want."""
-_EXPECTED = (
-    "expected a run's folder, one of its checkpoints, an exported .safetensors file, an .onnx file, an .npz file of "
-    "facetrain embed, or an .npy file of features made elsewhere"
-)
+_EXPECTED = "expected a run's folder, a checkpoint in it, or a .safetensors, .onnx, .npz or .npy file"
 
 
 @dataclass(frozen=True)

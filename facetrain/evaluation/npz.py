@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from facetrain.atomic import result_file
+from facetrain.atomic import check_result_file, result_file
 from facetrain.data.encoded import Encoded
 from facetrain.distributed import World
 from facetrain.errors import InputError
@@ -61,8 +61,7 @@ def embed_to_npz(
     from facetrain.data.dataset import listed_images, open_images
 
     world = world or World()
-    if out.suffix != ".npz" or not out.parent.is_dir():
-        raise InputError(f"output {out} must be an .npz file in a folder that exists")
+    check_result_file(out, ".npz")
     images = listed_images(source) if source.is_file() and source.suffix != ".rec" else open_images(source)
     network = open_network(model, world.device)
     unreadable: list[Unreadable] = []

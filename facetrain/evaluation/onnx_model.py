@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from facetrain.data.files import read_file
 from facetrain.errors import InputError
 
 _SCALE = 127.5
@@ -41,7 +42,7 @@ class OnnxModel(nn.Module):
             raise InputError(f"{path} needs packages that are not installed: pip install {' '.join(missing)}")
         self._path = path
         try:
-            content = path.read_bytes()
+            content = read_file(path)
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from None
         self.sha256 = hashlib.sha256(content).hexdigest()

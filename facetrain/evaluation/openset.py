@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from facetrain.atomic import check_result_file
 from facetrain.console import console, print_table
 from facetrain.data.dataset import Images
 from facetrain.data.outfolder import TRAIN
@@ -70,8 +71,7 @@ def run_openset(
             method would keep too many scores.
     """
     world, protocol = world or World(), protocol or Protocol()
-    if output is not None and (output.suffix != ".json" or not output.parent.is_dir()):
-        raise InputError(f"output {output} must be a .json file in a folder that exists")
+    check_result_file(output, ".json")
     if head_threshold is not None and classes_of is None:
         raise InputError(f"--head-threshold {head_threshold} needs --classes-of with the training set that it is about")
     started = time.monotonic()

@@ -14,7 +14,8 @@ from facetrain.errors import InputError
 
 AS_GIVEN = "as the features are"
 """What stands for ``flip`` beside a result where nobody knows whether the mirrored image is in the features."""
-_EXPECTED = "expected an .npy file of (N, D) numbers, or an .npz file of facetrain embed"
+_EXPECTED = "expected an .npy of (N, D) numbers or an .npz of facetrain embed"
+_LONGEST = 80  # of NumPy's reasons
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -51,8 +52,16 @@ def read_ready_made(path: Path) -> ReadyMade:
     except InputError:
         raise
     except Exception as error:  # whatever NumPy and zipfile make of a damaged file
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:120]
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else _reason(error)
         raise InputError(f"features {path} cannot be read: {reason}; {_EXPECTED}") from None
+
+
+def _reason(error: Exception) -> str:
+    """NumPy's reason, short; it takes what is no array for a pickle, and says how to load it."""
+    text = " ".join(str(error).split())
+    if "pickle" in text.lower():
+        return "it holds no array of numbers, perhaps a pickle"
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 def _matrix(features: NDArray, path: Path) -> NDArray:

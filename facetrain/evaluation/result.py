@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from facetrain.atomic import result_file
+from facetrain.data.files import read_file
 from facetrain.errors import InputError
 from facetrain.evaluation.scores import FEW, Cell, fpr_text
 from facetrain.strictyaml import one_line
@@ -278,7 +279,7 @@ def _tree(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise _unreadable(path, f"it is larger than {_MOST_BYTES >> 20} MiB")
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(read_file(path).decode())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

@@ -36,6 +36,7 @@ _GLOBALS = {
     **{(f"numpy.{core}.numeric", "_frombuffer"): "frombuffer" for core in ("core", "_core")},
 }
 _Base: Any = pickle._Unpickler  # type: ignore[attr-defined]  # private, yet in every Python 3
+_LONGEST_WORD, _MOST_AXES = 40, 32
 _NUMPY_TYPES = ("b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
 
 
@@ -98,7 +99,7 @@ class _Unpickler(_Base):  # type: ignore[misc]
     def find_class(self, module: str, name: str) -> _Global:
         kind = _GLOBALS.get((module, name))
         if kind is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which pair sets do not hold")
+            raise pickle.UnpicklingError(f"it asks for {module[:60]}.{name[:60]}, which pair sets do not hold")
         return _Global(kind)
 
     def load_bytearray8(self) -> None:
@@ -157,9 +158,12 @@ class _Unpickler(_Base):  # type: ignore[misc]
         if type(kind) is not _Type or type(raw) is not bytes or type(shape) is not tuple:
             raise pickle.UnpicklingError("an array's state is damaged")
         array.dtype = (kind.order if kind.order in "<>" else "") + kind.code
-        array.shape, array.raw = tuple(int(n) for n in shape), raw
+        # Before they are multiplied: a number of a pickle may have millions of digits.
+        if len(shape) > _MOST_AXES or not all(type(n) is int and 0 <= n <= len(raw) for n in shape):
+            raise pickle.UnpicklingError(f"an array's shape does not fit its {len(raw)} bytes")
+        array.shape, array.raw = shape, raw
         flat = order == "C" or len(array.shape) - array.shape.count(1) <= 1
-        if not flat or min(array.shape, default=0) < 0 or math.prod(array.shape) * int(kind.code[1]) != len(raw):
+        if not flat or math.prod(array.shape) * int(kind.code[1]) != len(raw):
             raise pickle.UnpicklingError(f"an array of shape {array.shape!s:.40} does not fit its {len(raw)} bytes")
         return array
 
@@ -170,7 +174,10 @@ class _Unpickler(_Base):  # type: ignore[misc]
 
 
 def _text(value: Any) -> str:
-    return value.decode("ascii") if type(value) is bytes else str(value)
+    # Nothing else: the text of lists that hold one another many times over would fill any memory.
+    if type(value) not in (bytes, str) or len(value) > _LONGEST_WORD:
+        raise pickle.UnpicklingError(f"a {type(value).__name__} where a short word is expected")
+    return value.decode("ascii") if type(value) is bytes else value
 
 
 def load(file: BinaryIO) -> Any:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facetrain.checkpoint_shards import Shard
+from facetrain.checkpoint_piece import Piece
 from facetrain.classifier.clouds import Cloud, normal_table, places
 from facetrain.config_loss import LeapConfig
 from facetrain.distributed import World, to_device
@@ -209,20 +209,32 @@ class Leap:
         summed = self.world.sum_(to_device(counts, self.world.device)).cpu()
         return dict(zip(groups, summed.tolist(), strict=True))
 
-    def shard(self) -> Shard:
-        """What a checkpoint holds of this rank's classes, and what it is filled from."""
-        return Shard(
-            "leap",
-            self.classes,
-            rows={
-                "centre": self.centers.value,
-                "seen": torch.from_numpy(self.centers.seen),
-                "written": torch.from_numpy(self.angles.written),
-            },
-            ragged={"angle": self.angles.codes},
-            slots=self._slots,
-            loose={"pending": self.pending, "pending_class": torch.from_numpy(self.pending_labels)},
-        )
+    def shard(self, pending: int | None = None) -> dict[str, Piece]:
+        """What a checkpoint holds of this rank's classes; all ranks together.
+
+        Args:
+            pending: rows not yet counted that there are to be filled, of all ranks together, of which each rank reads
+                all; None: this rank's own, to be written.
+        """
+        first, total = self.classes.start, len(self._counts)
+        rows = {
+            "centre": self.centers.value,
+            "seen": torch.from_numpy(self.centers.seen),
+            "written": torch.from_numpy(self.angles.written),
+        }
+        waiting, labels = self.pending, torch.from_numpy(self.pending_labels)
+        before, everyones = 0, pending
+        if everyones is None:
+            counts = self.world.gather_objects(len(waiting))
+            before, everyones = sum(counts[: self.world.rank]), sum(counts)
+        else:
+            waiting, labels = waiting.new_empty((everyones, waiting.shape[1])), labels.new_empty(everyones)
+        return {
+            **{name: Piece(tensor, first, total) for name, tensor in rows.items()},
+            "angle": Piece(self.angles.codes, int(self._slots[first]), int(self._slots[-1])),
+            "pending": Piece(waiting, before, everyones),
+            "pending_class": Piece(labels, before, everyones),
+        }
 
     def restored(self, pending: Tensor, labels: NDArray[np.int64]) -> None:
         """After the shard was filled, derive what is not saved; all ranks together.

@@ -38,7 +38,7 @@ def _dense_alpha(cloud):
 
 
 def _classifier(margin, rate=1.0, chunk=4, keep=True):
-    config = ClassifierConfig(margin=margin, sample_rate=rate, chunk=chunk, keep_logits=keep)
+    config = ClassifierConfig(margin=margin, sample_rate=rate, chunk=chunk, keep_gb=4 if keep else 0)
     classifier = PartialFC(C, D, config, OptimConfig(), World(), 0, torch.float64)
     with torch.no_grad():
         classifier.weight.copy_(torch.randn(C, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64))

@@ -21,7 +21,7 @@ def test_with_all_rows_it_is_torch_optim(config):
         grad = torch.randn(7, 3, dtype=torch.float64)
         expected.grad = grad.clone()
         reference.step()
-        optimizer.step(table, None, table, grad, 0.1)
+        optimizer.step(table, slice(None), table, grad, 0.1)
         torch.testing.assert_close(table, expected.detach(), rtol=1e-12, atol=1e-12)
 
 
@@ -37,7 +37,7 @@ def test_a_row_moves_as_if_it_were_alone_and_rests_when_it_is_not_drawn(config):
         grad = torch.randn(len(drawn), 3, dtype=torch.float64)
         optimizer.step(together, rows, together[rows], grad, 0.05)
         for place, row in enumerate(drawn):
-            single[row].step(alone[row], None, alone[row], grad[place : place + 1], 0.05)
+            single[row].step(alone[row], slice(None), alone[row], grad[place : place + 1], 0.05)
         resting = [row for row in range(5) if row not in drawn]
         assert torch.equal(together[resting], before[resting])
         torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=1e-12)

@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 from dense import dense_loss
 
-from facetrain.classifier.softmax import SoftmaxSpec, Targets, sharded_cross_entropy
+from facetrain.classifier.blocks import SoftmaxSpec
+from facetrain.classifier.columns import Targets
+from facetrain.classifier.softmax import sharded_cross_entropy
 from facetrain.config_loss import MarginConfig
 from facetrain.distributed import World
 
@@ -27,8 +29,8 @@ def _inputs(rows=6, classes=11, size=5, dtype=torch.float64):
 
 
 def _loss(x, weights, labels, margin, chunk=4, keep=True):
-    spec = SoftmaxSpec(margin, chunk, keep, World())
-    return sharded_cross_entropy(F.normalize(x), weights, Targets.of(labels, CPU), spec)
+    spec = SoftmaxSpec(margin, chunk, np.inf if keep else 0, World())
+    return sharded_cross_entropy(F.normalize(x), weights, Targets(labels, CPU), spec)
 
 
 @pytest.mark.parametrize("margin", MARGINS, ids=str)

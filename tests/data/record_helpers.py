@@ -3,6 +3,8 @@
 import cv2
 import numpy as np
 
+from facetrain.data.encoded import Encoded
+from facetrain.data.images import encode_jpeg
 from facetrain.data.record_format import MAGIC_BYTES, frame, image_payload
 from facetrain.data.record_writer import RecordWriter
 from facetrain.data.recordio import RecordFile
@@ -86,3 +88,25 @@ def folder_of_people(root, people=8, photos=4, shape=(20, 16)):
         for j in range(photos):
             cv2.imwrite(str(root / f"p{k}" / f"{j}.png"), np.full((*shape, 3), 20 * k + 3 * j, np.uint8))
     return root
+
+
+class InMemory(Encoded):
+    """Images of random blocks; ``broken`` ones are cut short."""
+
+    def __init__(self, n=50, classes=7, side=16, broken=()):
+        rng = np.random.default_rng(0)
+        self.labels = np.arange(n, dtype=np.int64) % classes
+        self.num_classes = classes
+        blocks = rng.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
+        self.jpegs = [encode_jpeg(np.kron(b, np.ones((side // 4, side // 4, 1), np.uint8))) for b in blocks]
+        for i in broken:
+            self.jpegs[i] = self.jpegs[i][:-20]
+
+    def __len__(self):
+        return len(self.jpegs)
+
+    def encoded(self, i):
+        return self.jpegs[i]
+
+    def where(self, i):
+        return f"memory image {i}"

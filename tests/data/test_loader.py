@@ -5,39 +5,17 @@ import time
 import numpy as np
 import pytest
 import torch
+from record_helpers import InMemory
 
 from facetrain.config import AugmentConfig, DataConfig
-from facetrain.data.encoded import Encoded
 from facetrain.data.foreign_readers import MxnetImages
-from facetrain.data.images import decode, encode_jpeg
+from facetrain.data.images import decode
 from facetrain.data.loader import Loader
 from facetrain.data.sampler import batch_indices
 from facetrain.errors import InputError
 from facetrain.partition import rows
 
 AUGMENT = AugmentConfig(flip=0.5, crop=0.5, color=0.5, erase=0.3)
-
-
-class InMemory(Encoded):
-    """Images of random blocks; ``broken`` ones are cut short."""
-
-    def __init__(self, n=50, classes=7, side=16, broken=()):
-        rng = np.random.default_rng(0)
-        self.labels = np.arange(n, dtype=np.int64) % classes
-        self.num_classes = classes
-        blocks = rng.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
-        self.jpegs = [encode_jpeg(np.kron(b, np.ones((side // 4, side // 4, 1), np.uint8))) for b in blocks]
-        for i in broken:
-            self.jpegs[i] = self.jpegs[i][:-20]
-
-    def __len__(self):
-        return len(self.jpegs)
-
-    def encoded(self, i):
-        return self.jpegs[i]
-
-    def where(self, i):
-        return f"memory image {i}"
 
 
 def loader(images, workers=0, batch_size=12, accumulation=1, rank=0, world_size=1, size=16, **config):
@@ -124,16 +102,6 @@ def test_images_of_another_size_are_resized():
     np.testing.assert_array_equal(batch.images[0], decode(images.jpegs[indices[0]], 20))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_is_one_clear_line(workers):
-    images = InMemory(broken=[17])
-    with pytest.raises(InputError) as caught:
-        list(loader(images, workers).iterate(0, 40))
-    assert type(caught.value) is InputError
-    assert str(caught.value).startswith("memory image 17: the JPEG is damaged: ")
-    assert "\n" not in str(caught.value)
-
-
 class Lethal(InMemory):
     def encoded(self, i):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -203,6 +171,9 @@ class FromMxnet(MxnetImages):
 
     def where(self, i):
         return self.images.where(i)
+
+    def check_unchanged(self):
+        self.images.check_unchanged()
 
     def decode_image(self, i):
         return decode(self.images.jpegs[i])

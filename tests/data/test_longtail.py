@@ -122,6 +122,7 @@ def test_subset_of_a_folder_of_people(whole, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "classes.csv",
         "property",
+        "train.crc32",
         "train.idx",
         "train.rec",
     ]
@@ -130,15 +131,17 @@ def test_subset_of_a_folder_of_people(whole, tmp_path):
 def test_subset_removes_what_an_older_set_left(whole, tmp_path):
     out = tmp_path / "out"
     (out / "heldout").mkdir(parents=True)
-    for name in ("names.txt", "heldout.bin", "head.bin", "tail.bin", "heldout/train.rec", "heldout/train.idx", "mine"):
+    held = ("heldout/train.rec", "heldout/train.idx", "heldout/train.crc32")
+    for name in ("names.txt", "heldout.bin", "head.bin", "tail.bin", *held, "mine"):
         (out / name).write_text("old")
     with pytest.raises(InputError, match=r"names\.txt is there already: .*--force"):
         subset(whole, out, head=2, tail=2, tail_images=2)
     with pytest.raises(InputError, match="lower"):
         subset(whole, out, head=5, tail=5, overwrite=True)
-    assert len(list(out.rglob("*"))) == 8
+    assert len(list(out.rglob("*"))) == 9
     subset(whole, out, head=2, tail=2, tail_images=2, overwrite=True)
-    assert sorted(path.name for path in out.rglob("*")) == ["classes.csv", "mine", "property", "train.idx", "train.rec"]
+    left = sorted(path.name for path in out.rglob("*"))
+    assert left == ["classes.csv", "mine", "property", "train.crc32", "train.idx", "train.rec"]
 
 
 def test_bad_first_image_is_named(tmp_path):

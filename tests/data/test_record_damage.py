@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from record_helpers import attempt, raw, read_all, small
 
-from facetrain.data import progress, record_cache, record_index
+from facetrain.data import progress, record_cache, record_index, record_labels
 from facetrain.data.record_format import EXACT, MAGIC, MAGIC_BYTES, frame, image_payload
 from facetrain.data.recordio import RecordFile, scan
 from facetrain.errors import InputError
@@ -59,7 +59,7 @@ def test_damaged_index(rec, text, message, monkeypatch):
 def test_index_in_blocks(rec, monkeypatch):
     raw(rec, [image_payload(float(n), n, b"%d" % n) for n in range(50)])
     monkeypatch.setattr(record_index, "TEXT_BLOCK", 7)
-    monkeypatch.setattr(record_index, "RECORD_BLOCK", 8)
+    monkeypatch.setattr(record_labels, "RECORD_BLOCK", 8)
     rec.with_suffix(".idx").write_bytes(rec.with_suffix(".idx").read_bytes()[:-1])  # no newline at the end
     assert read_all(RecordFile(rec)) == [b"%d" % n for n in range(50)]
 
@@ -67,8 +67,8 @@ def test_index_in_blocks(rec, monkeypatch):
 @pytest.mark.parametrize("least", [50, 51])
 def test_a_long_first_reading_says_how_far_it_is(rec, monkeypatch, capsys, least):
     raw(rec, [image_payload(float(n), n, b"%d" % n) for n in range(50)])
-    monkeypatch.setattr(record_index, "RECORD_BLOCK", 8)
-    monkeypatch.setattr(record_index, "LONG", least)
+    monkeypatch.setattr(record_labels, "RECORD_BLOCK", 8)
+    monkeypatch.setattr(record_labels, "LONG", least)
     monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
     RecordFile(rec)
     said = capsys.readouterr()

@@ -98,7 +98,7 @@ def test_layout_is_insightfaces(rec):
     assert not [name for name in os.listdir(rec.parent) if name.startswith(".")]
 
 
-def test_images_are_views_of_the_map(rec):
+def test_images_are_read_only(rec):
     file = RecordFile(small(rec))
     assert isinstance(file.encoded(0), memoryview)
     assert file.encoded(0).readonly

@@ -137,7 +137,7 @@ def test_mistakes_are_one_line(sources, capsys, tmp_path):
         ),
         (["bare", "--format", "csv"], "no result among them for a table; evaluate first"),
         (["bare", "--format", "csv", "--columns", "table6"], "no result among them for a table; try --columns all"),
-        (["bare", "--output", "taken/p.html"], "taken/p.html cannot be written"),
+        (["bare", "--output", "taken/p.html"], "taken is a file; expected a folder, or none yet"),
     ):
         assert cli.main(["report", *words]) == 2
         out, err = capsys.readouterr()

@@ -234,8 +234,8 @@ def test_features_made_elsewhere(tmp_path):
         (np.zeros(3), r"are \(3,\) of float64; expected \(N, D\) floating-point numbers"),
         (np.zeros((2, 3), int), r"are \(2, 3\) of int64; expected"),
         (np.zeros((0, 3)), r"are \(0, 3\) of float64; expected"),
-        (np.array([[{}]]), "cannot be read: .*; expected an .npy file"),
-        (b"\x93NUMPY cut", "cannot be read: .*; expected an .npy file"),
+        (np.array([[{}]]), "cannot be read: .*; expected an .npy of"),
+        (b"\x93NUMPY cut", "cannot be read: .*; expected an .npy of"),
     ],
 )
 def test_features_that_are_none_are_named(tmp_path, content, message):
@@ -267,7 +267,9 @@ def test_a_models_file_is_opened_by_what_it_is(tmp_path):
     for error in on_ranks(2, lambda w: open_embedder((file, tmp_path / "other.safetensors")[w.rank], world=w)):
         assert isinstance(error, InputError)
         assert "changed while it was opened; name one checkpoint in it" in str(error)
-    with pytest.raises(InputError, match=r"model .*missing does not exist; expected a run's folder, .* an \.onnx file"):
+    with pytest.raises(
+        InputError, match=r"model .*missing does not exist; expected a run's folder, .* \.onnx, \.npz or \.npy file"
+    ):
         open_embedder(tmp_path / "missing")
     (tmp_path / "model.pth").write_bytes(b"x")
     with pytest.raises(InputError, match=r"model\.pth is not a model that can be read; expected a run's folder"):

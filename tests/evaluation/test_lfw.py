@@ -237,7 +237,7 @@ def test_a_result_that_cannot_be_written_or_scored_is_one_line(tmp_path, toys):
     _made_up_bin(tmp_path)
     words = (tmp_path / "toy.safetensors", [tmp_path / "toy.bin"])
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(InputError, match=r"folder\.json cannot be written: Is a directory"):
+    with pytest.raises(InputError, match=r"folder\.json is a folder; expected the name of a \.json file"):
         run_lfw(*words, output=tmp_path / "folder.json")
     np.save(tmp_path / "rows.npy", np.full((800, 2), np.nan))
     with pytest.raises(InputError, match=r"800 of 800 images cannot be read, the first: row 0 of .*rows\.npy is not"):

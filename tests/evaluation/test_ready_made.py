@@ -82,7 +82,7 @@ GOOD = {"embeddings": np.ones((4, 3), np.float32), "model": "a" * 64, "flip": Tr
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"embeddings": None}, "cannot be read: .*embeddings.*; expected an .npy file of .* of facetrain embed"),
+        ({"embeddings": None}, "cannot be read: .*embeddings.*; expected an .npy of .* of facetrain embed"),
         ({"flip": None}, "cannot be read: .*flip"),
         ({"model": None}, "cannot be read: .*model"),
         ({"flip": np.ones(2)}, "cannot be read: .*ambiguous"),

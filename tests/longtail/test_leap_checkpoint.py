@@ -3,57 +3,28 @@
 import numpy as np
 import pytest
 import torch
+from made_up_states import COUNTS, SAVED_AFTER, advance, saved_state, train_state
 from ranks import run_ranks
-from test_train_ranks import FULL, GLOBAL, VANILLA, D, Toy, _config, _micro_batches
+from test_train_ranks import FULL, VANILLA
 
-from facetrain.classifier.partial_fc import PartialFC
-from facetrain.data.loader import Batch
 from facetrain.distributed import World
 from facetrain.errors import InputError
-from facetrain.longtail.leap import Leap
-from facetrain.train import TrainState, train_step
 
-CLASSES, SAVED_AFTER, STEPS = 13, 8, 20  # every third step synchronises: two steps are pending
-COUNTS = 2 + np.arange(CLASSES) % 5
-ABOUT = {"config": {}, "num_classes": CLASSES, "num_images": 100}
-
-
-def _state(world, leap, output, counts=COUNTS):
-    config = _config("arcface", 0.5, 2, leap=leap).model_copy(update={"output": output})
-    backbone = Toy()
-    return TrainState(
-        config,
-        world,
-        backbone,
-        world.data_parallel(backbone),
-        torch.optim.SGD(backbone.parameters(), 0.1, 0.9),
-        PartialFC(len(counts), D, config.classifier, config.optim, world, 0, torch.float64),
-        Leap(config.leap, counts, D, world, 0, 0, 3, torch.float64),
-    )
-
-
-def _advance(state, stop):
-    losses = []
-    while state.step < stop:
-        own = state.world.rows_of(GLOBAL)
-        micros = _micro_batches(state.step, state.config.train.accumulation, CLASSES)
-        batches = [Batch(torch.from_numpy(images[own.start : own.stop]), labels) for images, labels in micros]
-        losses.append(train_step(state, batches, 0.1).item())
-    return losses
+STEPS = 20
 
 
 def _save_and_go_on(world, leap, output):
-    state = _state(world, leap, output)
-    _advance(state, SAVED_AFTER)
+    state = train_state(world, leap, output)
+    advance(state, SAVED_AFTER)
     assert len(state.leap.pending)
-    path = state.save(ABOUT)
-    return path, _advance(state, STEPS), _held(state)
+    path = saved_state(state)
+    return path, advance(state, STEPS), _held(state)
 
 
 def _continue(world, leap, path):
-    state = _state(world, leap, path.parent.parent)
+    state = train_state(world, leap, path.parent.parent)
     state.load(path)
-    return _advance(state, STEPS), _held(state)
+    return advance(state, STEPS), _held(state)
 
 
 def _held(state):
@@ -83,35 +54,35 @@ def test_a_checkpoint_between_synchronisations_continues_on_any_number_of_ranks(
 
 def test_a_checkpoint_without_the_state_is_refused(tmp_path):
     path, _, _ = _save_without_leap(tmp_path)
-    state = _state(World(), VANILLA, tmp_path)
-    with pytest.raises(InputError, match="holds no leap state; leap in the recipe was different when it was made"):
+    state = train_state(World(), VANILLA, tmp_path)
+    with pytest.raises(InputError, match=r"leap\.angle is absent there and int16 49 here; leap, or .* was different"):
         state.load(path)
 
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path):
     path, _, _ = _save_and_go_on(World(), VANILLA, tmp_path)
-    state = _state(World(), VANILLA, tmp_path, counts=COUNTS[::-1].copy() + 3)
-    with pytest.raises(InputError, match=r"angle has \d+ slots, these data need \d+: its classes have other numbers"):
+    state = train_state(World(), VANILLA, tmp_path, counts=COUNTS[::-1].copy() + 3)
+    with pytest.raises(InputError, match=r"leap\.angle is int16 49 there and int16 88 here; leap, or the number"):
         state.load(path)
 
 
 def test_leap_may_be_turned_off_when_a_run_goes_on(tmp_path):
     path, _, _ = _save_and_go_on(World(), VANILLA, tmp_path)
-    state = _state(World(), None, tmp_path)
+    state = train_state(World(), None, tmp_path)
     state.load(path)
     assert state.step == SAVED_AFTER
 
 
 def _save_without_leap(output):
-    state = _state(World(), None, output)
-    _advance(state, 2)
-    return state.save(ABOUT), None, None
+    state = train_state(World(), None, output)
+    advance(state, 2)
+    return saved_state(state), None, None
 
 
 def test_statistics_alone_change_no_bit_of_the_training(tmp_path):
     """LEAP off, and LEAP before its clouds begin, are the plain loss."""
-    plain, tracking = (_state(World(), leap, tmp_path) for leap in (None, VANILLA))
+    plain, tracking = (train_state(World(), leap, tmp_path) for leap in (None, VANILLA))
     tracking.leap.start_step = STEPS
-    assert _advance(plain, STEPS) == _advance(tracking, STEPS)
+    assert advance(plain, STEPS) == advance(tracking, STEPS)
     assert torch.equal(plain.classifier.weight, tracking.classifier.weight)
     assert tracking.leap.variance.isfinite().any()

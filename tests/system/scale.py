@@ -1,4 +1,4 @@
-"""How often the long tests repeat: `FACETRAIN_FAULTS` is `quick` (default), `ci` or `release`; seeds by `FACETRAIN_SEED`."""
+"""How often long tests repeat: `FACETRAIN_FAULTS` is quick (default), ci or release; `FACETRAIN_SEED` is the seed."""
 
 import os
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import yaml
 
+from facetrain.checkpoint_files import manifest_text
+
 
 def train(recipe: Path) -> None:
     config = yaml.safe_load(recipe.read_text())
@@ -39,8 +41,9 @@ def train(recipe: Path) -> None:
     weights = f"{config['seed']} {config['leap']['variant']}".encode()
     (folder / "backbone.safetensors").write_bytes(weights)
     entry = {"bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
-    manifest = {"format": 1, "step": epochs, "num_classes": 2, "num_images": 9, "config": config}
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"files": {"backbone.safetensors": entry}}))
+    manifest = {"format": 2, "step": epochs, "num_classes": 2, "num_images": 9, "config": config, "ranks": 1}
+    manifest |= {"fingerprint": "", "rows": {}, "files": {"backbone.safetensors": entry}}
+    (folder / "manifest.json").write_text(manifest_text(manifest))
 
 
 def evaluate(words: list[str]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.data.encoded import Encoded
+from facetrain.data.files import look_up, read_file
 from facetrain.data.images import Buffer, decode
 from facetrain.errors import InputError
 from facetrain.evaluation.ijb.align import similarity, warp
@@ -36,7 +35,7 @@ class LooseCrops(Encoded):
     def encoded(self, i: int) -> Buffer:
         """The bytes of file i."""
         try:
-            return (self.folder / self.names[i]).read_bytes()
+            return read_file(self.folder / self.names[i])
         except OSError as error:
             raise InputError(f"{self.where(i)} cannot be read: {error.strerror}") from None
 
@@ -71,42 +70,21 @@ def check_crops(folder: Path, names: list[str], listing: Path, missing_allowed: 
         InputError: a name that is absolute, climbs out with ``..``, holds a NUL or leads out over a symbolic link; no
             folder; images that are not there.
     """
-    by_parent: defaultdict[str, list[int]] = defaultdict(list)
     for line, name in enumerate(names, start=1):
         parent, _, file = name.rpartition("/")
         if "\0" in name or file in ("", ".", "..") or (parent and not set(name.split("/")).isdisjoint(("", ".", ".."))):
             raise InputError(f"{listing}:{line}: {ascii(name)[:80]} is no file name inside {folder.name}/")
-        by_parent[parent].append(line - 1)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; expected the images that {listing.name} names, such as {names[0]}")
-    missing: list[int] = []
-    inside = os.path.join(os.path.realpath(folder), "")
-    for parent, images in by_parent.items():
-        if parent and not os.path.join(os.path.realpath(folder / parent), "").startswith(inside):
-            raise _leads_out(listing, images[0], folder / parent, folder)
-        links = _entries(folder / parent)
-        for image in images:
-            link = links.get(names[image].rpartition("/")[2])
-            if link is None:
-                missing.append(image)
-            elif link and not os.path.realpath(folder / names[image]).startswith(inside):
-                raise _leads_out(listing, image, folder / names[image], folder)
+    missing, outside = look_up(folder, names)
+    if outside:
+        path = folder / names[outside[0]]
+        raise InputError(
+            f"{listing}:{outside[0] + 1}: {path} is a link that leads out of {folder}; copy the file itself there"
+        )
     if missing and (len(missing) == len(names) or not missing_allowed):
-        first = min(missing)
+        first = missing[0]
         raise InputError(
             f"{folder} lacks {len(missing):,} of the {len(names):,} images that {listing.name} names, the first "
             f"{names[first]} (line {first + 1}); copy the whole folder, or give --skip-unreadable"
         )
-
-
-def _entries(folder: Path) -> dict[str, bool]:
-    """What is in a folder: name -> whether it is a symbolic link; nothing where it cannot be listed."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name: entry.is_symlink() for entry in entries}
-    except OSError:
-        return {}
-
-
-def _leads_out(listing: Path, image: int, path: Path, folder: Path) -> InputError:
-    return InputError(f"{listing}:{image + 1}: {path} is a link that leads out of {folder}; copy the file itself there")

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrain.atomic import check_result_file
 from facetrain.console import console, print_table
 from facetrain.distributed import World
 from facetrain.errors import InputError
@@ -93,8 +94,7 @@ def run_ijb(
         InputError: anything about the data, on every rank; before an image is decoded where it can be known before.
     """
     world = world or World()
-    if output is not None and (output.suffix != ".json" or not output.parent.is_dir()):
-        raise InputError(f"output {output} must be a .json file in a folder that exists")
+    check_result_file(output, ".json")
     root = find_root(root, dataset)
     faces = read_faces(root, dataset)
     plan = _on_rank_0(world, lambda: read_plan(root, dataset, faces, task, intervals))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.data.dataset import PhotoFiles
+from facetrain.data.files import look_up
 from facetrain.distributed import World
 from facetrain.errors import InputError
 from facetrain.evaluation.embedder import Features as Embedded
@@ -22,7 +23,6 @@ from facetrain.evaluation.megaface.files import (
     Features,
     ImageList,
     distractor_lists,
-    missing_files,
     open_matrix,
     read_image_list,
     read_noises,
@@ -216,7 +216,12 @@ def _check_images(root: Path, files: Sequence[str], what: str, missing_allowed: 
     """InputError, before any image is decoded, where listed ones are not there and may not be left out."""
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; expected one with the images that the list of {what} names")
-    missing = missing_files(root, files)
+    missing, outside = look_up(root, files)
+    if outside:
+        raise InputError(
+            f"{root / files[outside[0]]}, in the list of {what}, is a link that leads out of {root}; copy the file "
+            "itself there"
+        )
     if missing and (len(missing) == len(files) or not missing_allowed):
         raise InputError(
             f"{root} lacks {len(missing):,} of the {len(files):,} images that the list of {what} names, the first "

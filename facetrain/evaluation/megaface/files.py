@@ -10,7 +10,6 @@ import json
 import os
 import re
 import struct
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facetrain.atomic import replacing
+from facetrain.data.files import read_file
 from facetrain.errors import InputError
 
 FACESCRUB_LIST = "facescrub_features_list.json"
@@ -91,21 +91,6 @@ def check_relative(name: str, source: Path) -> None:
         raise InputError(f"{source}: {name!r} leaves the folder of images; expected a relative path without ..")
 
 
-def missing_files(root: Path, paths: Sequence[str]) -> list[int]:
-    """Numbers, rising, of the paths that are not under ``root``; a listing for each folder, not a look at each file."""
-    by_folder: defaultdict[str, list[int]] = defaultdict(list)
-    for i, path in enumerate(paths):
-        by_folder[os.path.dirname(path)].append(i)
-    missing: list[int] = []
-    for folder, images in by_folder.items():
-        try:
-            there = set(os.listdir(root / folder))
-        except OSError:
-            there = set()
-        missing += [i for i in images if os.path.basename(paths[i]) not in there]
-    return sorted(missing)
-
-
 def read_noises(path: Path) -> frozenset[str]:
     """Names in a noise list: one a line, of lines with tabs the second field; ``#`` opens a comment line.
 
@@ -113,7 +98,7 @@ def read_noises(path: Path) -> frozenset[str]:
         InputError: it is unreadable, or not UTF-8.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_file(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"noise list {path} cannot be read: {_reason(error)}; expected an image a line, or use --clean none"
@@ -230,7 +215,7 @@ def read_feature(path: Path) -> NDArray[np.float32]:
         InputError: missing, cut short, or not such a file.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise InputError(f"feature {path} cannot be read: {_reason(error)}; the list names its image") from None
     if len(content) < _HEADER.size:
@@ -257,7 +242,7 @@ def write_feature(path: Path, feature: NDArray[np.float32]) -> None:
 
 def _json(path: Path) -> dict[str, object]:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(read_file(path).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"list {path} cannot be read: {_reason(error)}; expected the devkit's JSON") from None
     if not isinstance(tree, dict):

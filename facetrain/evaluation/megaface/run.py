@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from facetrain.atomic import check_folder, check_result_file
 from facetrain.console import console, print_table
 from facetrain.data.progress import progress as progress_line
 from facetrain.distributed import World
@@ -107,8 +108,10 @@ def run_megaface(
     world, protocol, written = world or World(), protocol or Protocol(), written or Written()
     check_algo(algo)
     output = written.output
-    if output is not None and (output.suffix != ".json" or not output.parent.is_dir()):
-        raise InputError(f"output {output} must be a .json file in a folder that exists")
+    check_result_file(output, ".json")
+    for folder in (written.devkit, written.features):
+        if folder is not None:
+            check_folder(folder)
     started = time.monotonic()
     if extract_only and written.features is None:
         raise InputError("--extract-only needs --save-features, the folder to write to")

@@ -263,7 +263,7 @@ def test_command_line(features, tmp_path, capsys):
     assert only.switches["keep norm"] is True
     assert only.switches["FPR rule"] == "strict"
     assert main(["eval", "ijbb", str(path), str(root), "--device", "cpu"]) == 2
-    assert "ijbb_face_tid_mid.txt cannot be read: No such file" in capsys.readouterr().err
+    assert "ijbb_face_tid_mid.txt cannot be read: No such fil" in capsys.readouterr().err
 
 
 def test_fixture_of_ijb_b_with_features(tmp_path, monkeypatch):
