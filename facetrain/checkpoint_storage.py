@@ -29,6 +29,7 @@ from facetrain.checkpoint import write_file
 from facetrain.checkpoint_files import read_manifest, sha256
 from facetrain.checkpoint_piece import Piece
 from facetrain.checkpoint_plan import ALL, PieceReader, PieceWriter
+from facetrain.checkpoint_state import all_finite
 from facetrain.distributed import World
 from facetrain.errors import InputError
 
@@ -47,6 +48,7 @@ def write(folder: Path, pieces: dict[str, Piece], world: World, group: Any, fini
         finish: called on rank 0 when all files of all ranks are on the disk.
 
     Raises:
+        FloatingPointError: on every rank, where any rank has a number that is not finite.
         OSError: on every rank, that of the first rank that failed, ``finish`` included.
         RuntimeError: another rank is gone.
     """
@@ -115,6 +117,8 @@ class _Storage(HuggingFaceStorageWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write and sync this rank's files; the result of each is its name and entry, under its first tensor."""
+        if not all_finite(cast(Tensor, planner.resolve_data(item)) for item in plan.items):
+            raise FloatingPointError("not finite")
         groups: dict[str, list[WriteItem]] = {}
         for item in plan.items:
             groups.setdefault(item.index.fqn.split(".")[0], []).append(item)

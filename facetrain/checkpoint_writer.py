@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from facetrain.checkpoint import PREFIX, content_hash
-from facetrain.checkpoint_files import commit, folder_name, growing_name, prune, tidy
+from facetrain.checkpoint_files import commit, folder_name, growing_name, last_good, prune, tidy
 from facetrain.checkpoint_piece import Piece
 from facetrain.checkpoint_storage import Entries, write
 from facetrain.distributed import World, background_group
+from facetrain.errors import RunError
 
 
 class Writer:
@@ -40,7 +41,7 @@ class Writer:
         self._group = background_group(world, timeout)
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
-        self._failure: str | None = None  # of this rank's last write
+        self._failure: str | RunError | None = None  # of this rank's last write
         self._untold: str | None = None
         if world.rank == 0:
             tidy(folder)
@@ -57,6 +58,9 @@ class Writer:
 
         Returns:
             The folder that the checkpoint will have when it is written.
+
+        Raises:
+            RunError: as :meth:`wait`, of the write before.
         """
         self._untold = self.wait()
         final = self.folder / folder_name(step)
@@ -75,11 +79,17 @@ class Writer:
         return self._told()
 
     def wait(self) -> str | None:
-        """:meth:`problem` of the last write after its end."""
+        """:meth:`problem` of the last write after its end.
+
+        Raises:
+            RunError: on every rank, where any rank's state was not finite; nothing was written.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
             failures = [failure for failure in self.world.gather_objects(self._failure) if failure]
+            if failures and isinstance(failures[0], RunError):
+                raise failures[0]
             self._untold = failures[0] if failures else self._untold
         return self._told()
 
@@ -123,6 +133,9 @@ class Writer:
             if self.world.rank == 0:
                 shutil.rmtree(growing, ignore_errors=True)
             self._failure = self._said(final, state, error)
+            if isinstance(error, FloatingPointError):
+                advice = f"{last_good(self.folder)}; try a lower optim.lr"
+                self._failure = RunError(f"the weights are not finite after step {manifest['step']}; {advice}")
 
     def _said(self, final: Path, state: dict[str, Piece], error: BaseException) -> str:
         needed = sum(piece.nbytes for piece in state.values())

@@ -31,7 +31,7 @@ class Saver:
         self.config, self.world = config, world
         self._total_steps, self._per_epoch = total_steps, steps_per_epoch
         folder, train = config.output / "checkpoints", config.train
-        self._writer = Writer(folder, world, train.keep_checkpoints, train.timeout)
+        self._writer = Writer(folder, world, train.keep_checkpoints, train.timeout + _WRITING)
         self.about: dict[str, Any] = {
             "config": config.model_dump(mode="json"),
             "num_classes": images.num_classes,

@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from facetrain.checkpoint_files import last_good, read_manifest
+from facetrain.checkpoint_files import read_manifest
 from facetrain.checkpoint_piece import Piece
-from facetrain.checkpoint_state import all_finite, backbone_pieces, make_room, optimizer_pieces
+from facetrain.checkpoint_state import backbone_pieces, make_room, optimizer_pieces
 from facetrain.checkpoint_storage import read, stored
 from facetrain.checkpoint_writer import Writer
 from facetrain.classifier.partial_fc import PartialFC
 from facetrain.config import Config
 from facetrain.data.loader import Batch
 from facetrain.distributed import World, gather_embeddings
-from facetrain.errors import RunError
+from facetrain.errors import InputError
 from facetrain.keyed import bits, text_key
 from facetrain.longtail.leap import Leap
 from facetrain.models import build_backbone, normalise
@@ -64,26 +64,30 @@ class TrainState:
             writer: of the run's checkpoints.
 
         Raises:
-            RunError: on every rank, where any rank's state is not finite; nothing is written.
+            RunError: on every rank, where any rank's state was not finite at the save before.
         """
-        pieces = self._pieces()
-        if self.world.largest(int(not all_finite(piece.tensor for piece in pieces.values()))):
-            good = last_good(self.config.output / "checkpoints")
-            raise RunError(f"the weights are not finite after step {self.step}; {good}; try a lower optim.lr")
         best = about.get("best") or {}
-        return writer.save(self.step, pieces, about, best.get("step"))
+        return writer.save(self.step, self._pieces(), about, best.get("step"))
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint of any number of ranks.
+        """Continue from a checkpoint of any number of ranks, all ranks together.
 
         Raises:
-            InputError: it does not fit the recipe or the data, or is damaged.
+            InputError: on every rank, where on any it does not fit the recipe or the data, or is damaged.
         """
-        there, manifest = stored(path), read_manifest(path)
-        make_room(path, there, self.backbone, self.optimizer)
-        pieces = self._pieces(pending=manifest["rows"].get("leap.pending", 0))
-        read(path, pieces)
-        self.step = int(manifest["step"])
+        pieces: dict[str, Piece] = {}
+        problem = None
+        try:
+            manifest = read_manifest(path)
+            make_room(path, stored(path), self.backbone, self.optimizer)
+            pieces = self._pieces(pending=manifest["rows"].get("leap.pending", 0))
+            read(path, pieces)
+            self.step = int(manifest["step"])
+        except InputError as error:
+            problem = error
+        for said in self.world.gather_objects(problem):
+            if said is not None:
+                raise said
         if self.leap.active:
             self.leap.restored(pieces["leap.pending"].tensor, pieces["leap.pending_class"].tensor.numpy())
 

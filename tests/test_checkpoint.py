@@ -10,6 +10,7 @@ from ranks import run_ranks
 
 from facetrain import checkpoint
 from facetrain.checkpoint_files import listed, newest_good, verify
+from facetrain.checkpoint_state import all_finite
 from facetrain.config import Config
 from facetrain.distributed import World
 from facetrain.errors import InputError, RunError
@@ -245,3 +246,34 @@ def test_the_checkpoint_just_written_is_never_pruned(run):
     state = _trained_state(config, World(), steps=1)
     path = saved_state(state, _about(config))
     assert listed(run / "checkpoints") == [path]
+
+
+def _load_where_one_rank_cannot(world, config, path):
+    from facetrain import train
+
+    def unreadable(path, pieces):
+        raise InputError(f"{path} cannot be read by rank 1")
+
+    if world.rank == 1:
+        train.read = unreadable
+    with pytest.raises(InputError) as caught:
+        _load(world, config, path)
+    return str(caught.value)
+
+
+def test_all_ranks_leave_where_one_cannot_read(run):
+    path = run / "checkpoints" / "step_00000003"
+    expected = f"{path} cannot be read by rank 1"
+    assert run_ranks(2, _load_where_one_rank_cannot, _config(run), path) == [expected, expected]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_seen_wherever_it_is(value):
+    fine = [torch.full((3, 2, 4, 4), 3e38), torch.arange(3), torch.empty((0, 4)), torch.tensor(1.0)]  # a sum overflows
+    assert all_finite(fine)
+    assert all_finite([])
+    for shape in ((), (5,), (2, 3), (2, 3, 4, 4)):
+        tensor = torch.ones(shape)
+        tensor[(-1,) * len(shape)] = value
+        for kind in (torch.float32, torch.float64, torch.bfloat16):
+            assert not all_finite([*fine, tensor.to(kind)])

@@ -57,9 +57,9 @@ def main() -> None:
             sections.append(_measured(state, Path(folder), options.rounds))
         del state
     text = (
-        "A checkpoint stalls training while `save` looks for numbers that are not finite and copies the state, and "
-        "wherever the thread that writes holds up an update. The aim is less than 5 % of the write's time. `the "
-        "writing` is files, fsync, SHA-256, manifest and rename; the first save of a run, which also makes the "
+        "A checkpoint stalls training while `save` copies the state, and wherever the thread that writes holds up an "
+        "update. The aim is less than 5 % of the write's time. `the writing` is a look for numbers that are not "
+        "finite, files, fsync, SHA-256, manifest and rename; the first save of a run, which also makes the "
         "buffers, is not counted. `held up` is the time that matrix products in the meantime neither ran nor waited "
         "for a core; `stall` is the call and that, in percent of the writing.\n\n" + "\n\n".join(sections)
     )

@@ -181,8 +181,8 @@ def _check_png(buffer: Buffer) -> None:
             raise InputError(f"the PNG is damaged: no chunk at byte {at} of the image")
         if end + 4 > len(data):
             raise InputError(f"the PNG is cut short: {len(data)} bytes and no end")
-        # A capital first letter: a chunk that the image cannot do without.
-        if kind[:1].isupper() and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+        # Of every chunk, also of those the image could do without: damage to a name can make one of what it needs.
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             raise InputError(f"the PNG is damaged: a wrong checksum at byte {at} of the image")
         at = end + 4
 
