@@ -93,8 +93,9 @@ def _by_product(
     whole = run.stop - run.start == len(right)
     columns = templates[run] if whole else templates[right]
     first_column = np.int32(right[0])
-    place = np.zeros(len(templates), np.intp)
-    place[right] = np.arange(len(right))
+    place = np.zeros(0 if whole else len(templates), np.intp)
+    if not whole:
+        place[right] = np.arange(len(right))
     height = max(1, block_bytes // (4 * len(right)))
     if height > _EVEN:  # odd heights cost a BLAS library some per cent
         height -= height % _EVEN
