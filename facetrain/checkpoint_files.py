@@ -22,6 +22,7 @@ from facetrain.errors import InputError
 FORMAT = 2
 MANIFEST = "manifest.json"
 PREFIX = "step_"
+_NUMBERED = re.compile(PREFIX + r"\d{8,}")  # not a copy under another name that a user has put beside them
 BACKBONE = "backbone.safetensors"
 _MANIFEST_KEYS = {"step": int, "num_classes": int, "num_images": int, "config": dict, "files": dict, "rows": dict}
 _MANIFEST_KEYS |= {"ranks": int, "fingerprint": str}
@@ -30,15 +31,23 @@ _CHUNK = 1 << 22
 
 def listed(folder: Path) -> list[Path]:
     """The checkpoints under ``folder``, oldest first, verified or not."""
-    return sorted(path.parent for path in folder.glob(f"{PREFIX}*/{MANIFEST}"))
+    found = (path.parent for path in folder.glob(f"{PREFIX}*/{MANIFEST}"))
+    return sorted(
+        (path for path in found if _NUMBERED.fullmatch(path.name)), key=lambda path: int(path.name[len(PREFIX) :])
+    )
 
 
-def newest_good(folder: Path, names: Sequence[str] | None = None) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies (None: there is none), and what is wrong with the newer ones."""
+def newest_good(
+    folder: Path, names: Sequence[str] | None = None, progress: Callable[[int], None] = lambda _: None
+) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies (None: there is none), and what is wrong with the newer ones.
+
+    See :func:`verify` for ``names`` and ``progress``.
+    """
     problems = []
     for path in reversed(listed(folder)):
         try:
-            verify(path, names)
+            verify(path, names, progress)
         except InputError as problem:
             problems.append(str(problem))
         else:
@@ -165,7 +174,8 @@ def commit(final: Path, manifest: dict[str, Any]) -> None:
         if replaced.exists():
             os.replace(replaced, final)
         raise
-    sync_folder(final.parent)
+    with suppress(OSError):  # it has its name, and its files are on the disk
+        sync_folder(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -202,7 +212,7 @@ def tidy(folder: Path) -> None:
 
 
 def set_aside_newer(good: Path) -> None:
-    """Rename the checkpoints newer than ``good``, which are damaged, so that none of them counts as the newest."""
+    """Rename the checkpoints newer than ``good``, which cannot be read here, so that none counts as the newest."""
     for path in listed(good.parent):
         if path.name > good.name:
             aside, number = path.with_name(f"damaged_{path.name}"), 2

@@ -77,7 +77,10 @@ def read(path: Path, pieces: dict[str, Piece]) -> None:
     try:
         load({ALL: pieces}, storage_reader=reader, planner=planner, no_dist=True)
     except CheckpointException as failure:
-        raise _cause(failure) from None
+        cause = _cause(failure)
+        if isinstance(cause, OSError | SafetensorError):
+            raise InputError(f"checkpoint {path} cannot be read: {cause}") from None
+        raise cause from None
 
 
 def stored(path: Path) -> dict[str, Any]:

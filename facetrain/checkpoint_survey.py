@@ -46,7 +46,8 @@ def survey(run: Path) -> list[Row]:
     """
     manifests: dict[Path, dict[str, Any]] = {}
     problems: dict[Path, str] = {}
-    for path in which(run):
+    paths = which(run)
+    for path in paths:
         try:
             manifests[path] = verify(path, contents=False)
         except InputError as problem:
@@ -54,12 +55,15 @@ def survey(run: Path) -> list[Row]:
     newest = max(manifests, default=None)
     best = (manifests[newest].get("best") or {}).get("step") if newest else None
     rows = []
-    for path in which(run):
+    for path in paths:
         manifest = manifests.get(path, {})
         marks = ["newest"] if path == newest else []
         marks += ["best"] if manifest.get("step", -1) == best else []
-        seconds = time.time() - (path / MANIFEST).stat().st_mtime
-        rows.append(Row(path, size(path), seconds, tuple(marks), manifest, problems.get(path, "")))
+        try:
+            seconds, held = time.time() - (path / MANIFEST).stat().st_mtime, size(path)
+        except FileNotFoundError:
+            continue  # a run that goes on has pruned it meanwhile
+        rows.append(Row(path, held, seconds, tuple(marks), manifest, problems.get(path, "")))
     return rows
 
 

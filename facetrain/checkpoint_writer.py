@@ -62,7 +62,7 @@ class Writer:
         Raises:
             RunError: as :meth:`wait`, of the write before.
         """
-        self._untold = self.wait()
+        self.settle()
         final = self.folder / folder_name(step)
         held = self._copied(state)
         rows = {name: piece.total for name, piece in state.items() if piece.total is not None}
@@ -77,6 +77,10 @@ class Writer:
         if self._thread is not None and not self.world.largest(int(self._thread.is_alive())):
             return self.wait()
         return self._told()
+
+    def settle(self) -> None:
+        """Wait for the write under way; :meth:`problem` then tells how it ended."""
+        self._untold = self.wait()
 
     def wait(self) -> str | None:
         """:meth:`problem` of the last write after its end.

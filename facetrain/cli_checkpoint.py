@@ -49,7 +49,8 @@ def verify(run: Saved) -> None:
                 manifest = verify(path, progress=advance)
                 typer.echo(f"{path}: good, {len(manifest['files'])} files, {size(path):,} bytes")
             except InputError as problem:
-                problems.append(str(problem))
+                if path.exists():  # else a run that goes on has pruned it meanwhile
+                    problems.append(str(problem))
     for line in problems[1:]:
         typer.echo(line, err=True)
     if problems:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from facetrain.errors import InputError
+from facetrain.errors import InputError, RunError
 from facetrain.meeting import Store, meet
 from facetrain.partition import split
 from facetrain.provenance import host
@@ -208,10 +209,8 @@ def choose_device(name: str, local_rank: int) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if local_rank >= count:
-        raise InputError(
-            f"device: {name} with local rank {local_rank}, but this host has {count} GPUs; start fewer or set "
-            "device=cpu"
-        )
+        few = f"local rank {local_rank}, but this host has {count} GPUs"
+        raise InputError(f"device: {name} with {few}; start fewer or set device=cpu")
     return torch.device("cuda", local_rank)
 
 
@@ -254,9 +253,19 @@ def joined(device: str = "auto", timeout: float = 600.0) -> Iterator[World]:
     except BaseException:
         # NCCL's teardown waits for ranks that wait for this one; leaving without it lets the error be told at once.
         if backend == "gloo":
-            dist.destroy_process_group()
+            _leave_gloo()
         raise
-    dist.destroy_process_group()
+    if backend == "gloo":
+        _leave_gloo()
+    else:
+        dist.destroy_process_group()
+
+
+def _leave_gloo(patience: float = 10.0) -> None:
+    """End the process group, but never wait long for peers, who may have left already."""
+    leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
+    leaving.start()
+    leaving.join(patience)
 
 
 def common_store(patience: float) -> Store:
@@ -272,10 +281,11 @@ def common_store(patience: float) -> Store:
 
 def peers_failed(error: BaseException | None) -> bool:
     """Whether an error says that another rank or the way to it is gone; also where it only caused ``error``."""
-    while error is not None:
+    while error is not None and not isinstance(error, RunError):  # whose words are ours
         if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
             return True
-        if isinstance(error, RuntimeError) and any(word in str(error) for word in _PEER_FAILED):
+        said = str(error)
+        if isinstance(error, RuntimeError) and "CUDA error" not in said and any(word in said for word in _PEER_FAILED):
             return True
         error = error.__cause__ or error.__context__
     return False

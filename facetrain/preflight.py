@@ -127,11 +127,12 @@ def check_leap(config: LeapConfig, counts: NDArray[np.int64], data: Path) -> lis
 def _check_output(config: Config, images: Images) -> None:
     checkpoints = config.output / "checkpoints"
     check_folder(config.output, "output")
-    if not listed(checkpoints):
+    if not listed(checkpoints) and not _replaced(checkpoints):
         return
     if config.train.resume == "never" and not launch.restarts():
         raise InputError(
-            f"output: {config.output} already holds a run; set train.resume=auto to go on with it, or another output"
+            f"output: {config.output} already holds a run; set train.resume=auto to go on with it (elastic jobs "
+            "always), or another output"
         )
     found = _newest_manifest(checkpoints)
     if found is None:
@@ -150,8 +151,13 @@ def _check_output(config: Config, images: Images) -> None:
             )
 
 
+def _replaced(checkpoints: Path) -> list[Path]:
+    """What a run that was killed while it exchanged a checkpoint has left; the next start brings it back."""
+    return sorted(checkpoints.glob(".step_*.replaced"))
+
+
 def _newest_manifest(checkpoints: Path) -> tuple[Path, dict[str, Any]] | None:
-    for path in reversed(listed(checkpoints)):
+    for path in [*reversed(listed(checkpoints)), *_replaced(checkpoints)]:
         with contextlib.suppress(InputError):
             return path, read_manifest(path)
     return None

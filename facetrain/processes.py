@@ -72,7 +72,7 @@ def orderly_end() -> Iterator[None]:
 
 
 class StopRequest:
-    """SIGINT and SIGTERM ask the run to save and leave; a second SIGINT, :data:`BOUNCE` later, interrupts at once.
+    """SIGINT, SIGTERM and SIGHUP ask the run to save and leave; a second SIGINT, :data:`BOUNCE` later, ends it at once.
 
     Attributes:
         signal: the last one's number; 0 before any.
@@ -84,8 +84,8 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Take the two signals within the context."""
-        with handling([signal.SIGINT, signal.SIGTERM], self._note):
+        """Take the signals within the context."""
+        with handling([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], self._note):
             yield self
 
     def _note(self, number: int, frame: FrameType | None) -> None:

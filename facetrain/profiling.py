@@ -72,14 +72,19 @@ class Profile:
         """To call after every update, before the next waits for images.
 
         Returns:
-            Once, when the results are written: the table.
+            Once, when the results are written: the table and where it is.
         """
         if step == self._first:
             self._marks = [("waiting for images", self._now())]
         if step == self._first + STEPS:
             self._marks.append((_END, self._now()))
             self._start_trace()
-        return self._write() if step == self._first + STEPS + TRACED else None
+        if step != self._first + STEPS + TRACED:
+            return None
+        try:
+            return f"{self._write()}\nwritten to {self.folder}"
+        except OSError as error:
+            return f"warning: {self.folder} cannot be written: {error.strerror}; training goes on"
 
     def _phase(self, phase: str) -> None:
         if self._marks and self._marks[-1][0] != _END:

@@ -26,7 +26,7 @@ def go_on(config: Config, state: TrainState, total_steps: int) -> tuple[dict[str
         InputError: there are checkpoints and none is good, or it is of another recipe or further than the run shall go.
     """
     folder, world = config.output / "checkpoints", state.world
-    path, problems = world.broadcast_object(newest_good(folder) if world.rank == 0 else None)
+    path, problems = world.broadcast_object(newest_good(folder, progress=lambda _: world.pulse.beat()))
     if path is None:
         if problems:
             raise InputError(f"train.resume=auto: no checkpoint under {folder} can be read: {problems[0]}")

@@ -37,6 +37,7 @@ from facetrain.straggler import Paces
 from facetrain.train import build_state, train_step
 from facetrain.watchdog import Watchdog, group_timeout
 
+_READING = 1800.0  # seconds beyond the usual timeout that a checkpoint may take to be read
 _COMPILING = 1800.0  # seconds that torch.compile may add to the first step
 
 
@@ -107,7 +108,7 @@ class _Run:
 
     def train(self) -> int:
         """All updates that are left, then the last checkpoint, verification and report."""
-        again = self.world.largest(launch.restarts()) > 0  # on any rank: one of a new host knows of none
+        again = self.world.largest(launch.restarts()) > 0
         notes = self._resume() if again or self.config.train.resume == "auto" else []
         notes += self.notes
         start = self.state.step
@@ -130,7 +131,7 @@ class _Run:
                     f"in {self.config.output / 'checkpoints'}; the same command with train.resume=auto goes on"
                 )
                 return 128 + stopped_by
-            self._map(start_of_clouds=False)
+            self._map(monitor, start_of_clouds=False)
             results = self._verify(monitor)
             if self._best_so_far(results):
                 self.saver.save(self.state, monitor)
@@ -144,7 +145,7 @@ class _Run:
         """Updates until the last one or a signal, whose number is returned, the same on every rank."""
         config, state, per_epoch = self.config, self.state, self.loader.steps_per_epoch
         state.backbone.train()
-        self._map(start_of_clouds=True)
+        self._map(monitor, start_of_clouds=True)
         pulse = self.world.pulse
         pulse.beat(state.step, "the first step", allowed=_COMPILING if config.model.compile else 0.0)
         self.paces.begin()
@@ -167,12 +168,12 @@ class _Run:
                 monitor.pause()
             if stopped_by:
                 return stopped_by
-            self._map(start_of_clouds=True)
+            self._map(monitor, start_of_clouds=True)
             better = verify and self._best_so_far(self._verify(monitor))
             if save or better:
                 self.saver.save(self.state, monitor)
             if self.profile and (table := self.profile.after(state.step)):
-                monitor.say(f"{table}\nwritten to {self.profile.folder}")
+                monitor.say(table)
             pulse.beat(state.step, "waiting for images")
             self.paces.begin()
         return 0
@@ -181,7 +182,7 @@ class _Run:
         """Judge and record the interval that ends here."""
         step, leap = self.state.step, self.state.leap
         interval = self.guard.judge()
-        self.saver.about |= {"skipped": self.guard.skipped, "damaged_images": self.damage.state()}
+        self.saver.about |= {"skipped": list(self.guard.skipped), "damaged_images": self.damage.state()}
         self.saver.look(monitor)
         for line in interval.warnings + [f"warning: {line}" for line in self.paces.exchange()]:
             monitor.say(line)
@@ -192,13 +193,13 @@ class _Run:
         if leap.active:
             monitor.leap(step, leap.summary())
 
-    def _map(self, start_of_clouds: bool) -> None:
+    def _map(self, monitor: Monitor, start_of_clouds: bool) -> None:
         """Keep the embeddings of a few people, before the first step with clouds and at the end."""
         leap, step = self.config.leap, self.state.step
         due = step == self.state.leap.start_step if start_of_clouds else step == self.total_steps
         if leap.active and due:
             self.world.pulse.beat(phase="drawing a map")
-            write_map(
+            told = write_map(
                 self.config.output,
                 step,
                 self.state.backbone,
@@ -208,6 +209,8 @@ class _Run:
                 input_size=self.config.model.input_size,
                 world=self.world,
             )
+            if told:
+                monitor.say(told)
 
     def _agree(self, monitor: Monitor) -> int:
         """The signal that any rank got (0: none), so that all leave at one step; averages what they saw differently.
@@ -233,7 +236,11 @@ class _Run:
         return results
 
     def _best_so_far(self, results: list[tuple[str, Verification]]) -> bool:
-        return bool(results) and self.saver.better(fmean(result.accuracy for _, result in results), self.state.step)
+        if not results:
+            return False
+        # Rank 0's number: on unlike processors the last bit may differ, and with it what ranks do next.
+        accuracy = self.world.broadcast_object(fmean(result.accuracy for _, result in results))
+        return self.saver.better(accuracy, self.state.step)
 
     def _conclude(self, monitor: Monitor, results: list[tuple[str, Verification]]) -> None:
         """Leave the last results and the report, and say where everything is."""
@@ -252,7 +259,7 @@ class _Run:
 
     def _resume(self) -> list[str]:
         """Continue from the newest good checkpoint, where there is one; what to tell about it."""
-        self.world.pulse.beat(phase="reading the checkpoint")
+        self.world.pulse.beat(phase="reading the checkpoint", allowed=_READING)
         manifest, notes = go_on(self.config, self.state, self.total_steps)
         if manifest is not None:
             self.saver.restore(manifest)

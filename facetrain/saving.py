@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from facetrain.checkpoint_files import last_good
+from facetrain.checkpoint_files import folder_name, last_good
 from facetrain.checkpoint_writer import Writer
 from facetrain.config import Config
 from facetrain.data.dataset import Images
@@ -32,6 +32,7 @@ class Saver:
         self._total_steps, self._per_epoch = total_steps, steps_per_epoch
         folder, train = config.output / "checkpoints", config.train
         self._writer = Writer(folder, world, train.keep_checkpoints, train.timeout + _WRITING)
+        self._best_before: dict[str, Any] | None = None
         self.about: dict[str, Any] = {
             "config": config.model_dump(mode="json"),
             "num_classes": images.num_classes,
@@ -51,6 +52,7 @@ class Saver:
         best = self.about["best"]
         if not self.config.train.keep_best or (best is not None and accuracy <= best["value"]):
             return False
+        self._best_before = best
         self.about["best"] = {"metric": "mean accuracy", "value": accuracy, "step": step}
         return True
 
@@ -66,14 +68,18 @@ class Saver:
             "lr": lr,
             "seed": config.seed,
         }
+        self._writer.settle()
+        self.look(monitor)  # before the manifest names the best
         # The position follows from the step and is not read again: it is there for people.
         state.save({**self.about, "position": position}, self._writer)
-        self.look(monitor)
         monitor.pause()
 
     def look(self, monitor: Monitor) -> None:
         """Tell of a checkpoint that could not be written; RunError where the recipe wants the run to stop then."""
         if problem := self._writer.problem():
+            best = self.about["best"]
+            if best and f"{folder_name(best['step'])} was not written" in problem:
+                self.about["best"] = self._best_before  # the best that there is
             if self.config.train.on_save_error == "stop":
                 raise RunError(problem)
             monitor.say(f"warning: {problem}; training goes on")

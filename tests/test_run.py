@@ -20,7 +20,7 @@ from facetrain.config import Config
 from facetrain.data.dataset import open_images
 from facetrain.data.demo import write_demo
 from facetrain.data.sampler import batch_indices
-from facetrain.errors import InputError, RunError
+from facetrain.errors import InputError, LostRankError, RunError
 
 PEOPLE, SIDE = 12, 24
 
@@ -192,7 +192,7 @@ def test_a_killed_decoding_worker_is_an_input_error(demo, tmp_path, monkeypatch)
         return step(*args)
 
     monkeypatch.setattr(run, "train_step", killing)
-    with pytest.raises(InputError, match=r"a decoding worker died: .*lower data\.workers"):
+    with pytest.raises(LostRankError, match=r"a decoding worker died: .*lower data\.workers"):
         run.train(Config.model_validate(config))
 
 

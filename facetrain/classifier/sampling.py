@@ -53,6 +53,7 @@ class Sampler:
         if self._on_gpu:
             self._stream = torch.cuda.Stream(device, priority=-1)
             self._taken = torch.empty(len(classes), dtype=torch.uint8, device=device)
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # its memory may have had another use there
             self._host = torch.empty(len(classes), dtype=torch.uint8, pin_memory=True)
             self._done = torch.cuda.Event()
 

@@ -34,7 +34,7 @@ def checksum_path(rec: Path) -> Path:
 
 
 class Checksums:
-    """The checksums of a .rec, read one by one: they cost no memory, however many there are."""
+    """The checksums of a .rec, read one by one: no memory where record numbers are consecutive, else 4 bytes each."""
 
     def __init__(self, rec: Path, size: int) -> None:
         """Open the file beside ``rec``, which has ``size`` bytes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections import defaultdict
@@ -21,6 +22,17 @@ from facetrain.data.recordio import RecordFile
 from facetrain.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".webp", ".bmp")
+_OF_ONE_FILE = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EINVAL,
+    errno.EACCES,
+    errno.ELOOP,
+    errno.ENXIO,
+    errno.EIO,
+}
+"""What can be the matter with one image; anything else is the matter with this machine or its way to the data."""
 _LABEL = re.compile("-?[0-9]{1,18}")
 
 
@@ -65,7 +77,10 @@ class PhotoFiles(Encoded):
         try:
             return read_file(self.root / self._files[i])
         except OSError as error:
-            raise InputError(f"{self.where(i)} cannot be read: {error.strerror}") from None
+            problem = f"{self.where(i)} cannot be read: {error.strerror}"
+            if error.errno in _OF_ONE_FILE:
+                raise InputError(problem) from None
+            raise FileChangedError(f"{problem}; see that the file system is there and start again") from None
 
     def where(self, i: int) -> str:
         """Path of image i."""

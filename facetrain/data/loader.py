@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import cv2
@@ -26,7 +27,7 @@ from facetrain.data.damage import BatchDecoder, Damaged
 from facetrain.data.dataset import Images
 from facetrain.data.foreign_readers import DaliDecoder
 from facetrain.data.sampler import batch_indices, steps_per_epoch
-from facetrain.errors import InputError
+from facetrain.errors import InputError, LostRankError, RunError
 from facetrain.partition import rows
 
 
@@ -187,7 +188,7 @@ class Loader:
             num_workers=workers,
             prefetch_factor=self.config.prefetch if workers else None,
             collate_fn=_as_it_is,
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_worker, os.getpid()),
             pin_memory=self.pin_memory,
             # A forked worker shares the index of the records with its parent, page by page.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
@@ -199,16 +200,18 @@ class Loader:
             raise worker_died(error) or error from None
 
 
-def worker_died(error: Exception) -> InputError | None:
+def worker_died(error: Exception) -> LostRankError | None:
     """What to raise instead of the errors that a dead worker causes; None: ``error`` is something else.
 
     torch raises its RuntimeError from a handler of SIGCHLD, wherever the main thread then is, and again for the next
     worker that ends. From here on that handler is off, so that the message can be told.
     """
+    if isinstance(error, RunError):
+        return None
     if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
         return None
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return InputError(
+    return LostRankError(
         f"a decoding worker died: {' '.join(str(error).split())[:200]}; mostly memory or /dev/shm ran out: "
         "lower data.workers, data.prefetch or train.batch_size"
     )
@@ -218,11 +221,12 @@ def _as_it_is(item: object) -> object:
     return item
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(trainer: int, worker: int) -> None:
     """One thread per worker, and no death by signals that are meant for the trainer, which saves first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # A copy of a killed trainer holds its connections open, and the other ranks would wait for it.
-    processes.follow(os.getppid(), signal.SIGKILL)
+    processes.follow(trainer, signal.SIGKILL)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -70,33 +70,40 @@ def write_map(
     seed: int,
     input_size: int,
     world: World,
-) -> None:
+) -> str | None:
     """Embed the training images of a few people by all ranks and keep them as ``OUTPUT/leap/map_%08d.npz``.
 
     The file holds ``embeddings`` (n, D) float32 normalised, ``labels`` (n,) int64, ``head`` (n,) bool and ``images``
     (n,) int64, the training images of that person. An image that cannot be read is left out.
+
+    Returns:
+        A warning where the file could not be written; None otherwise.
     """
     counts = class_counts(images.labels, images.num_classes)
     people, heads = map_people(counts, threshold, seed)
     numbers = [np.flatnonzero(images.labels == person)[:PHOTOS] for person in people]
     if not numbers:
-        return
+        return None
     chosen = Chosen(images, np.concatenate(numbers))
     unreadable: list[Unreadable] = []
     blocks = embed_blocks(backbone, chosen, input_size=input_size, unreadable=unreadable, flip=False, world=world)
     rows, labels = np.concatenate(list(blocks)), images.labels[chosen.numbers]
     if world.rank:
-        return
+        return None
     if unreadable:
         there = ~np.isnan(rows).any(1)
         rows, labels = rows[there], labels[there]
     path = output / "leap" / f"map_{step:08d}.npz"
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path) as growing, growing.open("wb") as file:
-        np.savez(
-            file,
-            embeddings=rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12),
-            labels=labels,
-            head=np.isin(labels, people[:heads]),
-            images=counts[labels],
-        )
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as growing, growing.open("wb") as file:
+            np.savez(
+                file,
+                embeddings=rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12),
+                labels=labels,
+                head=np.isin(labels, people[:heads]),
+                images=counts[labels],
+            )
+    except OSError as error:
+        return f"warning: {path} was not written: {error.strerror}; training goes on"
+    return None

@@ -12,7 +12,7 @@ from facetrain.data.foreign_readers import MxnetImages
 from facetrain.data.images import decode
 from facetrain.data.loader import Loader
 from facetrain.data.sampler import batch_indices
-from facetrain.errors import InputError
+from facetrain.errors import InputError, LostRankError
 from facetrain.partition import rows
 
 AUGMENT = AugmentConfig(flip=0.5, crop=0.5, color=0.5, erase=0.3)
@@ -108,7 +108,8 @@ class Lethal(InMemory):
 
 
 def test_a_killed_worker_is_one_clear_line():
-    with pytest.raises(InputError, match=r"a decoding worker died: .*DataLoader worker .*lower data.workers") as caught:
+    expected = r"a decoding worker died: .*DataLoader worker .*lower data.workers"
+    with pytest.raises(LostRankError, match=expected) as caught:
         list(loader(Lethal(), workers=1).iterate(0, 4))
     assert "\n" not in str(caught.value)
 
