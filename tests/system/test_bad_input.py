@@ -250,8 +250,8 @@ def test_a_folder_of_somebody_else_is_refused_at_the_start(here):
         timeout=60,
         check=False,
     )
-    if "ModuleNotFoundError" in ended.stderr or "Permission denied: '/root" in ended.stderr:
-        pytest.skip("nobody else may read this Python")
+    if "ModuleNotFoundError" in ended.stderr or "PermissionError" in ended.stderr:
+        pytest.skip("nobody else may read this Python or this source")
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr == (
         "facetrain: error: output: theirs/run cannot be written to: Permission denied; choose another place\n"
