@@ -37,17 +37,12 @@ def listed(folder: Path) -> list[Path]:
     )
 
 
-def newest_good(
-    folder: Path, names: Sequence[str] | None = None, progress: Callable[[int], None] = lambda _: None
-) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies (None: there is none), and what is wrong with the newer ones.
-
-    See :func:`verify` for ``names`` and ``progress``.
-    """
+def newest_good(folder: Path, names: Sequence[str] | None = None) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies (None: there is none), and what is wrong with the newer ones."""
     problems = []
     for path in reversed(listed(folder)):
         try:
-            verify(path, names, progress)
+            verify(path, names)
         except InputError as problem:
             problems.append(str(problem))
         else:
@@ -161,22 +156,22 @@ def commit(final: Path, manifest: dict[str, Any]) -> None:
     Raises:
         OSError: the disk refuses; what was there before is there still, or the new one already.
     """
-    growing, replaced = growing_name(final), final.with_name(f".{final.name}.replaced")
+    growing, former = growing_name(final), final.with_name(f".{final.name}.replaced")
     with replacing(growing / MANIFEST) as temporary:
         temporary.write_text(manifest_text({"format": FORMAT, **manifest}))
     sync_folder(growing)
-    shutil.rmtree(replaced, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)
     if final.exists():
-        os.replace(final, replaced)
+        os.replace(final, former)
     try:
         os.replace(growing, final)
     except OSError:
-        if replaced.exists():
-            os.replace(replaced, final)
+        if former.exists():
+            os.replace(former, final)
         raise
     with suppress(OSError):  # it has its name, and its files are on the disk
         sync_folder(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def prune(newest: Path, keep: int, best: int | None) -> None:
@@ -211,14 +206,19 @@ def tidy(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def replaced(folder: Path) -> list[Path]:
+    """What a run that was killed while it exchanged a checkpoint for a new one has left; :func:`tidy` restores it."""
+    return sorted(folder.glob(f".{PREFIX}*.replaced"))
+
+
 def set_aside_newer(good: Path) -> None:
     """Rename the checkpoints newer than ``good``, which cannot be read here, so that none counts as the newest."""
-    for path in listed(good.parent):
-        if path.name > good.name:
-            aside, number = path.with_name(f"damaged_{path.name}"), 2
-            while aside.exists():
-                aside, number = path.with_name(f"damaged_{path.name}_{number}"), number + 1
-            os.replace(path, aside)
+    paths = listed(good.parent)
+    for path in paths[paths.index(good) + 1 :]:
+        aside, number = path.with_name(f"damaged_{path.name}"), 2
+        while aside.exists():
+            aside, number = path.with_name(f"damaged_{path.name}_{number}"), number + 1
+        os.replace(path, aside)
 
 
 def sha256(file: Path, progress: Callable[[int], None] = lambda _: None) -> str:

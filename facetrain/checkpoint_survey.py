@@ -52,7 +52,7 @@ def survey(run: Path) -> list[Row]:
             manifests[path] = verify(path, contents=False)
         except InputError as problem:
             problems[path] = str(problem).replace(f"checkpoint {path}", "it").replace(f"{path}/", "")
-    newest = max(manifests, default=None)
+    newest = next((path for path in reversed(paths) if path in manifests), None)
     best = (manifests[newest].get("best") or {}).get("step") if newest else None
     rows = []
     for path in paths:

@@ -18,7 +18,7 @@ import typer
 
 from facetrain import __version__, cli_checkpoint, cli_data, cli_eval, cli_health, launch
 from facetrain.cli_options import BatchSize, Checkpoint, Device, DeviceOption, Flip, Nproc, spread
-from facetrain.errors import InputError, LostRankError, RunError
+from facetrain.errors import InputError, RunError
 
 _LONGEST = 200  # characters of a line about a user's mistake
 _ABOUT_A_PATH = (
@@ -249,10 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _line_and_code(error: Exception) -> tuple[str | None, int]:
     """(message, exit code) of an error that needs no traceback; (None, 1) for a defect of ours."""
-    if isinstance(error, InputError):
-        return f"error: {error}", 2
-    if isinstance(error, RunError):
-        return f"error: {error}", 3 if isinstance(error, LostRankError) else 1
+    if isinstance(error, InputError | RunError):
+        return f"error: {error}", error.exit_code
     if type(error).__name__ == "NoArgsIsHelpError":
         return str(getattr(error, "message", "")), 2
     if hasattr(error, "format_message"):  # typer's own, by whatever class its version has

@@ -24,7 +24,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from facetrain import processes
-from facetrain.errors import InputError
+from facetrain.errors import InputError, LostRankError, RunError
+from facetrain.verdict import HANGING
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -198,9 +199,9 @@ def _explain(failures: Mapping[int, ProcessFailure]) -> tuple[int, bool]:
         word = _word(failure)
         if word is None:
             return (3 if number == signal.SIGABRT else 1), 0  # NCCL aborts ranks that lost their peer
-        if failure.exitcode == 3 and word["message"].startswith("no step for"):
+        if failure.exitcode == LostRankError.exit_code and word["message"].startswith(HANGING):
             return 0, int(word["extraInfo"]["time_ns"])  # a watchdog, who kills ranks that are stopped
-        return (0 if failure.exitcode == 2 else 2), int(word["extraInfo"]["time_ns"])
+        return (0 if failure.exitcode == InputError.exit_code else 2), int(word["extraInfo"]["time_ns"])
 
     rank = min(failures, key=lambda r: (*guilt(r), r))
     failure = failures[rank]
@@ -219,7 +220,7 @@ def _explain(failures: Mapping[int, ProcessFailure]) -> tuple[int, bool]:
     others = [_word(failures[other]) for other in failures if other != rank]
     alone = rank != 0 and not any(other and other["message"] == word["message"] for other in others)
     _say(f"error: {word['message']}" + (f" (rank {rank})" if alone else ""))
-    return code, code in (1, 2)
+    return code, code in (InputError.exit_code, RunError.exit_code)
 
 
 def _word(failure: ProcessFailure) -> dict[str, Any] | None:

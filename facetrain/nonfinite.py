@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -41,9 +42,7 @@ class Guard:
         skipped: the updates of this run that were left out, by step; a checkpoint's manifest carries them on.
     """
 
-    def __init__(
-        self, config: Config, images: Images, good: Callable[[], str], writes: bool, skipped: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, config: Config, images: Images, good: Callable[[], str], writes: bool) -> None:
         """Begin with an empty interval.
 
         Args:
@@ -51,10 +50,9 @@ class Guard:
             images: the training set.
             good: says which checkpoint can be gone on from.
             writes: whether this rank writes the run's files.
-            skipped: of the run before it was resumed.
         """
         self.config, self.images, self.good, self.writes = config, images, good, writes
-        self.skipped = list(skipped)
+        self.skipped: list[int] = []
         self._seen: list[_Seen] = []
 
     def note(self, update: Update, step: int) -> None:
@@ -75,8 +73,7 @@ class Guard:
         steps = [seen.step for seen in self._seen]
         self._seen = []
         finite = found.isfinite().all(1)
-        bad = [(step, *row.tolist()) for step, row in zip(steps, found, strict=True) if not row.isfinite().all()]
-        warnings = [self._one(*entry) for entry in bad]
+        warnings = [self._one(steps[i], *found[i].tolist()) for i in (~finite).nonzero()[:, 0].tolist()]
         loss, norm = (found[finite].sum(0) / finite.sum()).tolist()
         return Interval(len(steps), loss, norm, warnings)
 
@@ -84,7 +81,7 @@ class Guard:
         """Write one down; what to tell about it, or the end of the run."""
         output, policy = self.config.output, self.config.train
         self._write_down(step, loss, norm)
-        what = f"the loss is {loss}" if not torch.isfinite(torch.tensor(loss)) else f"the gradient's norm is {norm}"
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
         where = f"{what} at step {step}, images in {output / FILE}"
         if policy.nonfinite == "stop":
             raise RunError(f"{where}; {self.good()}; try a lower optim.lr, optim.clip_norm or warm-up")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from facetrain import launch
 from facetrain.atomic import check_folder
-from facetrain.checkpoint_files import listed, read_manifest
+from facetrain.checkpoint_files import listed, read_manifest, replaced
 from facetrain.config import Config
 from facetrain.config_loss import LeapConfig
 from facetrain.data.dataset import Images, class_counts, open_images
@@ -127,7 +127,7 @@ def check_leap(config: LeapConfig, counts: NDArray[np.int64], data: Path) -> lis
 def _check_output(config: Config, images: Images) -> None:
     checkpoints = config.output / "checkpoints"
     check_folder(config.output, "output")
-    if not listed(checkpoints) and not _replaced(checkpoints):
+    if not listed(checkpoints) and not replaced(checkpoints):
         return
     if config.train.resume == "never" and not launch.restarts():
         raise InputError(
@@ -151,13 +151,8 @@ def _check_output(config: Config, images: Images) -> None:
             )
 
 
-def _replaced(checkpoints: Path) -> list[Path]:
-    """What a run that was killed while it exchanged a checkpoint has left; the next start brings it back."""
-    return sorted(checkpoints.glob(".step_*.replaced"))
-
-
 def _newest_manifest(checkpoints: Path) -> tuple[Path, dict[str, Any]] | None:
-    for path in [*reversed(listed(checkpoints)), *_replaced(checkpoints)]:
+    for path in [*reversed(listed(checkpoints)), *replaced(checkpoints)]:
         with contextlib.suppress(InputError):
             return path, read_manifest(path)
     return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from facetrain import preflight
-from facetrain.checkpoint_files import newest_good, read_manifest, set_aside_newer
+from facetrain.checkpoint_files import listed, read_manifest, set_aside_newer, verify
 from facetrain.config import Config
+from facetrain.distributed import World
 from facetrain.errors import InputError
 from facetrain.train import TrainState
 
@@ -26,7 +28,7 @@ def go_on(config: Config, state: TrainState, total_steps: int) -> tuple[dict[str
         InputError: there are checkpoints and none is good, or it is of another recipe or further than the run shall go.
     """
     folder, world = config.output / "checkpoints", state.world
-    path, problems = world.broadcast_object(newest_good(folder, progress=lambda _: world.pulse.beat()))
+    path, problems = _newest_good(folder, world)
     if path is None:
         if problems:
             raise InputError(f"train.resume=auto: no checkpoint under {folder} can be read: {problems[0]}")
@@ -47,3 +49,20 @@ def go_on(config: Config, state: TrainState, total_steps: int) -> tuple[dict[str
         *(f"warning: {problem}" for problem in problems),
         *(f"changed since that checkpoint: {key} from {old} to {new}" for key, old, new in changed),
     ]
+
+
+def _newest_good(folder: Path, world: World) -> tuple[Path | None, list[str]]:
+    """As :func:`facetrain.checkpoint_files.newest_good`, each file read by one of the ranks."""
+    problems: list[str] = []
+    for path in reversed(world.broadcast_object(listed(folder))):
+        problem = None
+        try:
+            names = sorted(verify(path, contents=False)["files"])
+            verify(path, names[world.rank :: world.size], lambda _: world.pulse.beat())
+        except InputError as found:
+            problem = str(found)
+        told = [each for each in world.gather_objects(problem) if each]
+        if not told:
+            return path, problems
+        problems.append(told[0])
+    return None, problems

@@ -142,14 +142,23 @@ def _settle(parallel: nn.Module, input_size: int, device: torch.device) -> None:
     DDP groups them anew at the second forward pass. Sums over three and more ranks depend on the grouping in their last
     bit, and a resumed run would make its first update with another than the undisturbed run.
     """
-    before = [buffer.clone() for buffer in parallel.buffers()]
+    before = _buffers(parallel)
     for _ in range(2):
         black = torch.zeros((2, input_size, input_size, 3), dtype=torch.uint8, device=device)
         parallel(normalise(black)).sum().backward()
     parallel.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for buffer, value in zip(parallel.buffers(), before, strict=True):
-            buffer.copy_(value)
+    _put_back(parallel, before)
+
+
+def _buffers(module: nn.Module) -> list[Tensor]:
+    """A copy of the running statistics."""
+    return [buffer.clone() for buffer in module.buffers()]
+
+
+@torch.no_grad()
+def _put_back(module: nn.Module, before: list[Tensor]) -> None:
+    for buffer, value in zip(module.buffers(), before, strict=True):
+        buffer.copy_(value)
 
 
 class Update(NamedTuple):
@@ -159,12 +168,10 @@ class Update(NamedTuple):
         loss: float64 scalar on the device, the mean of all images of all ranks.
         gradient_norm: float64 scalar on the device, before clipping: of the backbone, and of the classifier's rows
             where the recipe's ``clip_scope`` or ``nonfinite: skip`` asks for theirs too.
-        skipped: whether the update was left out because one of them is not finite.
     """
 
     loss: Tensor
     gradient_norm: Tensor
-    skipped: bool
 
 
 def train_step(state: TrainState, batches: Sequence[Batch], lr: float) -> Update:
@@ -177,7 +184,7 @@ def train_step(state: TrainState, batches: Sequence[Batch], lr: float) -> Update
     """
     world, classifier, leap = state.world, state.classifier, state.leap
     pulse = world.pulse
-    before = _running_statistics(state) if state.config.train.nonfinite == "skip" else None
+    before = _buffers(state.backbone) if state.config.train.nonfinite == "skip" else None
     state.optimizer.zero_grad(set_to_none=True)
     torch.manual_seed(_torch_seed(state.config.seed, _DROPOUT, state.step, world.rank))  # dropout
     at_once = len(batches) == 1 and not _norm_of_everything(state)
@@ -205,17 +212,18 @@ def train_step(state: TrainState, batches: Sequence[Batch], lr: float) -> Update
         total += loss.detach()
     pulse.beat(phase="update")
     norm = _gradient_norm(state)
-    skipped = before is not None and not bool((total + norm).isfinite())
-    if before is not None and skipped:
-        _forget(state, before)
-    else:
+    if before is None or bool((total + norm).isfinite()):
         _apply(state, norm, lr)
         pulse.beat(phase="LEAP")
         for embedded, labels in seen:
             leap.observe(embedded, labels)
+    else:  # nothing of it stays
+        _put_back(state.backbone, before)
+        state.optimizer.zero_grad(set_to_none=True)
+        classifier.rows.grad = None
     state.step += 1
     leap.end_step(state.step)
-    return Update(total, norm, skipped)
+    return Update(total, norm)
 
 
 def _gradient_norm(state: TrainState) -> Tensor:
@@ -244,19 +252,6 @@ def _apply(state: TrainState, norm: Tensor, lr: float) -> None:
         group["lr"] = lr
     state.optimizer.step()
     state.classifier.step(lr)
-
-
-def _running_statistics(state: TrainState) -> list[Tensor]:
-    return [buffer.clone() for buffer in state.backbone.buffers()]
-
-
-def _forget(state: TrainState, running_statistics: list[Tensor]) -> None:
-    """Undo what a forward and a backward pass have left behind."""
-    with torch.no_grad():
-        for buffer, value in zip(state.backbone.buffers(), running_statistics, strict=True):
-            buffer.copy_(value)
-    state.optimizer.zero_grad(set_to_none=True)
-    state.classifier.rows.grad = None
 
 
 def _accumulating(state: TrainState, last: bool) -> contextlib.AbstractContextManager[None]:

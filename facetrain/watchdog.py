@@ -18,11 +18,10 @@ from facetrain import deaf_launcher, launch
 from facetrain.checkpoint_files import listed
 from facetrain.courier import Courier
 from facetrain.distributed import World, peers_failed
+from facetrain.errors import LostRankError
 from facetrain.pulse import Report
 from facetrain.verdict import HANGING, Heard, hanging, lost
 
-EXIT_CODE = 3
-"""Of a process that its watchdog ends, as of a LostRankError."""
 _MARGIN = 10.0
 _ECHO = 1.5  # seconds in which the other ranks have read an alarm
 _DISK = 5.0  # seconds that stacks and the list of checkpoints may take: the file system may be what hangs
@@ -189,7 +188,7 @@ class Watchdog:
         _kill_forks()
         if self._courier.cut and "TORCHELASTIC_RUN_ID" in os.environ and not launch.under_our_launcher():
             deaf_launcher.see_to(os.getppid())
-        os._exit(EXIT_CODE)
+        os._exit(LostRankError.exit_code)
 
     def _write_stacks(self) -> None:
         path = self._output / "stacks" / f"step-{self._world.pulse.step:08d}-rank-{self._world.rank:05d}.txt"

@@ -12,8 +12,14 @@ import torch
 
 from facetrain.distributed import World, joined
 
-_context = multiprocessing.get_context("forkserver")  # one clean process imports torch, the ranks are its forks
-_context.set_forkserver_preload(["torch", "facetrain.train"])
+CONTEXT = multiprocessing.get_context("forkserver")  # one clean process imports torch, the ranks are its forks
+CONTEXT.set_forkserver_preload(
+    [
+        *("facetrain.run", "facetrain.evaluation.leap_view", "matplotlib.backends.backend_svg"),
+        # What DDP, checkpoints, the monitor and the maps of people import when they are first used.
+        *("torch._dynamo", "torch.distributed.checkpoint", "torch.utils.tensorboard", "sklearn.manifold"),
+    ]
+)
 
 
 def run_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -23,8 +29,8 @@ def run_ranks(size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    results = _context.Queue()
-    ranks = [_context.Process(target=_rank, args=(rank, size, port, results, function, args)) for rank in range(size)]
+    results = CONTEXT.Queue()
+    ranks = [CONTEXT.Process(target=_rank, args=(rank, size, port, results, function, args)) for rank in range(size)]
     for process in ranks:
         process.start()
     try:

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from file_changes import cut, delete, delete_index, replace
 from record_helpers import InMemory, small
 from test_loader import loader
 
@@ -30,26 +31,8 @@ def rec(tmp_path):
     return path
 
 
-def cut(rec):
-    os.truncate(rec, 5000)
-
-
 def empty(rec):
     os.truncate(rec, 0)
-
-
-def delete(rec):
-    rec.unlink()
-
-
-def delete_index(rec):
-    rec.with_suffix(".idx").unlink()
-
-
-def replace(rec):
-    other = rec.with_name("other")
-    other.write_bytes(b"something else" * 100)
-    other.rename(rec)
 
 
 def overwrite(rec):

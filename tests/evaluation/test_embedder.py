@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from embedding_toys import SIZE, Photos, Toy, expected, on_ranks
-from ranks import _context, run_ranks
+from ranks import CONTEXT, run_ranks
 
 from facetrain.checkpoint import write_backbone
 from facetrain.config import ModelConfig
@@ -113,7 +113,7 @@ def _die(cache, lives):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_killed_extraction_goes_on_from_its_last_finished_block(tmp_path, ranks):
-    process = _context.Process(target=_die, args=(tmp_path, 14))
+    process = CONTEXT.Process(target=_die, args=(tmp_path, 14))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -133,8 +133,8 @@ def _embed_and_count(cache, seen):
 
 
 def test_two_processes_at_once_share_one_extraction(tmp_path):
-    seen = _context.Queue()
-    processes = [_context.Process(target=_embed_and_count, args=(tmp_path, seen)) for _ in range(2)]
+    seen = CONTEXT.Queue()
+    processes = [CONTEXT.Process(target=_embed_and_count, args=(tmp_path, seen)) for _ in range(2)]
     for process in processes:
         process.start()
     found = [seen.get(timeout=60) for _ in processes]

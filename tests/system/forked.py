@@ -1,6 +1,5 @@
 """The real trainer on several ranks, forked from a server that has imported everything: a start costs half a second."""
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -10,20 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import ranks  # noqa: F401 - its list of what the server imports must not come after the one here
 import torch
+from ranks import CONTEXT
 from torch.distributed import TCPStore
 
 from facetrain.config import Config
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    [
-        *("facetrain.run", "facetrain.evaluation.leap_view", "matplotlib.backends.backend_svg"),
-        # What DDP, checkpoints, the monitor and the maps of people import when they are first used.
-        *("torch._dynamo", "torch.distributed.checkpoint", "torch.utils.tensorboard", "sklearn.manifold"),
-    ]
-)
 
 LEAVING = 20.0
 """Seconds in which ranks that lost their peer must have left."""
@@ -50,7 +40,7 @@ class Trainer:
         """
         self.log = log
         common = (size, _store().port, config.model_dump(mode="json"), str(log), setup, args)
-        self.ranks = [_context.Process(target=_rank, args=(rank, *common), daemon=True) for rank in range(size)]
+        self.ranks = [CONTEXT.Process(target=_rank, args=(rank, *common), daemon=True) for rank in range(size)]
         for process in self.ranks:
             process.start()
 

@@ -3,7 +3,6 @@
 Reliability goal 2. The operations are counted first; then each in turn fails, until a run comes through undisturbed.
 """
 
-import multiprocessing
 import os
 import shutil
 import socket
@@ -12,14 +11,13 @@ import sys
 import pytest
 import small_checkpoints
 from disk_faults import EIO, ENOSPC, KILL, KILLED, disk
-from ranks import run_ranks
+from ranks import CONTEXT, run_ranks
 from small_checkpoints import ABOUT, found, state
 
 from facetrain.checkpoint_files import MANIFEST, listed
 from facetrain.checkpoint_writer import Writer
 from facetrain.distributed import World, joined
 
-_context = multiprocessing.get_context("forkserver")
 LEFT = (".step_00000000.pruned", ".step_00000003.writing", ".step_00000001.replaced")
 NEW, AGAIN = 3, 2
 """Steps that are saved: a new one, and one that is there already and is replaced."""
@@ -126,7 +124,7 @@ def _die_everywhere(tmp_path, ranks, step, victim):
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         processes = [
-            _context.Process(target=_killed, args=(rank, ranks, port, folder, step, at if rank == victim else None))
+            CONTEXT.Process(target=_killed, args=(rank, ranks, port, folder, step, at if rank == victim else None))
             for rank in range(ranks)
         ]
         for process in processes:

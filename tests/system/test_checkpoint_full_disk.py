@@ -4,19 +4,17 @@ Reliability goal 9, in a file system of 4 MB that only the test's own process se
 """
 
 import ctypes
-import multiprocessing
 import os
 import re
 import traceback
 
 import pytest
-from ranks import run_ranks
+from ranks import CONTEXT, run_ranks
 from small_checkpoints import ABOUT, found, state, write
 
 from facetrain.checkpoint_writer import Writer
 from facetrain.distributed import World
 
-_context = multiprocessing.get_context("forkserver")
 _NEW_MOUNTS, _PRIVATE = 0x00020000, 0x4000 | 0x40000  # CLONE_NEWNS; MS_REC | MS_PRIVATE
 DISK, WIDTH, LEVELS = 4 << 20, 8192, 10
 
@@ -69,8 +67,8 @@ def _fill_and_save(folder):
 
 
 def test_each_of_ten_levels_of_a_full_disk_is_one_line(tmp_path):
-    answers = _context.Queue()
-    process = _context.Process(target=_in_its_process, args=(tmp_path, answers))
+    answers = CONTEXT.Queue()
+    process = CONTEXT.Process(target=_in_its_process, args=(tmp_path, answers))
     process.start()
     answer = answers.get(timeout=120)
     process.join()

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from file_changes import cut, delete, delete_index, replace
 from safetensors.numpy import load_file
 
 from facetrain.data.images import encode_jpeg
@@ -68,24 +69,6 @@ def wait_for_steps(output, process):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def cut(rec):
-    os.truncate(rec, 3000)
-
-
-def delete(rec):
-    rec.unlink()
-
-
-def delete_index(rec):
-    rec.with_suffix(".idx").unlink()
-
-
-def replace(rec):
-    other = rec.with_name("other")
-    other.write_bytes(bytes(1000))
-    other.rename(rec)
 
 
 @pytest.mark.faults
