@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -214,6 +213,14 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+_left: list[Any] = []
+"""Process groups of this process, for as long as it lives.
+
+DDP's reducer refers to its group too. Were it the last to do so, it would end gloo's threads while it holds the
+interpreter's lock, for which one of them may wait: torch 2.13 then hangs for ever, after a run that is complete.
+"""
+
+
 @contextmanager
 def joined(device: str = "auto", timeout: float = 600.0) -> Iterator[World]:
     """This process's :class:`World`, from the variables that torchrun sets; the process group ends with the context.
@@ -247,25 +254,16 @@ def joined(device: str = "auto", timeout: float = 600.0) -> Iterator[World]:
         device_id=chosen if chosen.type == "cuda" else None,
         **where,
     )
+    _left.append(dist.group.WORLD)
     try:
         everyone = World(rank, size, chosen).gather_objects((host(), uuid.uuid4().hex))
         yield World(rank, size, chosen, tuple(there for there, _ in everyone), everyone[0][1])
     except BaseException:
         # NCCL's teardown waits for ranks that wait for this one; leaving without it lets the error be told at once.
         if backend == "gloo":
-            _leave_gloo()
+            dist.destroy_process_group()
         raise
-    if backend == "gloo":
-        _leave_gloo()
-    else:
-        dist.destroy_process_group()
-
-
-def _leave_gloo(patience: float = 10.0) -> None:
-    """End the process group, but never wait long for peers, who may have left already."""
-    leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
-    leaving.start()
-    leaving.join(patience)
+    dist.destroy_process_group()
 
 
 def common_store(patience: float) -> Store:
