@@ -16,8 +16,9 @@ from typing import Annotated
 
 import typer
 
-from facetrain import __version__, cli_checkpoint, cli_data, cli_eval, cli_health, launch
-from facetrain.cli_options import BatchSize, Checkpoint, Device, DeviceOption, Flip, Nproc, spread
+from facetrain import __version__, launch
+from facetrain.commands import checkpoint, data, eval, health
+from facetrain.commands.options import BatchSize, Checkpoint, Device, DeviceOption, Flip, Nproc, spread
 from facetrain.errors import InputError, RunError
 
 _LONGEST = 200  # characters of a line about a user's mistake
@@ -34,10 +35,10 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-app.add_typer(cli_data.app, name="data")
-app.add_typer(cli_checkpoint.app, name="checkpoint")
-app.add_typer(cli_eval.app, name="eval")
-app.command(name="health", epilog="Example: FACETRAIN_HEARTBEAT=/tmp/beat facetrain health")(cli_health.health)
+app.add_typer(data.app, name="data")
+app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(eval.app, name="eval")
+app.command(name="health", epilog="Example: FACETRAIN_HEARTBEAT=/tmp/beat facetrain health")(health.health)
 
 
 class Format(StrEnum):

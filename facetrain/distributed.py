@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from facetrain.errors import InputError, RunError
-from facetrain.meeting import Store, meet
 from facetrain.partition import split
 from facetrain.provenance import host
-from facetrain.pulse import Pulse
+from facetrain.watch.meeting import Store, meet
+from facetrain.watch.pulse import Pulse
 
 _PEER_FAILED = (  # what gloo and NCCL say of a peer that is gone; other errors of theirs are defects of ours
     *("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe", "Socket closed"),

@@ -19,8 +19,8 @@ from torch import nn
 
 import facetrain
 from facetrain.atomic import check_folder, result_file
-from facetrain.checkpoint import find, fingerprint, load_backbone, write_backbone
-from facetrain.checkpoint_files import MANIFEST
+from facetrain.checkpoints.backbones import find, fingerprint, load_backbone, write_backbone
+from facetrain.checkpoints.files import MANIFEST
 from facetrain.config import ModelConfig
 from facetrain.data.images import resize
 from facetrain.data.synthetic import LARGEST, SMALLEST, render

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from facetrain import processes
 from facetrain.errors import InputError, LostRankError, RunError
-from facetrain.verdict import HANGING
+from facetrain.watch.verdict import HANGING
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from facetrain import launch
 from facetrain.atomic import check_folder
-from facetrain.checkpoint_files import listed, read_manifest, replaced
+from facetrain.checkpoints.files import listed, read_manifest, replaced
 from facetrain.config import Config
 from facetrain.config_loss import LeapConfig
 from facetrain.data.dataset import Images, class_counts, open_images

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from facetrain import preflight
-from facetrain.checkpoint_files import listed, read_manifest, set_aside_newer, verify
+from facetrain.checkpoints.files import listed, read_manifest, set_aside_newer, verify
 from facetrain.config import Config
 from facetrain.distributed import World
 from facetrain.errors import InputError
@@ -52,7 +52,7 @@ def go_on(config: Config, state: TrainState, total_steps: int) -> tuple[dict[str
 
 
 def _newest_good(folder: Path, world: World) -> tuple[Path | None, list[str]]:
-    """As :func:`facetrain.checkpoint_files.newest_good`, each file read by one of the ranks."""
+    """As :func:`facetrain.checkpoints.files.newest_good`, each file read by one of the ranks."""
     problems: list[str] = []
     for path in reversed(world.broadcast_object(listed(folder))):
         problem = None

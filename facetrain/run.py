@@ -14,7 +14,7 @@ import torch
 from facetrain import launch, preflight, recipe
 from facetrain.agreement import agree_on, claimed
 from facetrain.atomic import replacing
-from facetrain.checkpoint_files import listed
+from facetrain.checkpoints.files import listed
 from facetrain.config import Config
 from facetrain.data.damage_log import DamageLog
 from facetrain.data.dataset import class_counts
@@ -33,9 +33,9 @@ from facetrain.profiling import Profile
 from facetrain.provenance import circumstances
 from facetrain.resuming import go_on
 from facetrain.saving import Saver
-from facetrain.straggler import Paces
 from facetrain.train import build_state, train_step
-from facetrain.watchdog import Watchdog, group_timeout
+from facetrain.watch.straggler import Paces
+from facetrain.watch.watchdog import Watchdog, group_timeout
 
 _READING = 1800.0  # seconds beyond the usual timeout that a checkpoint may take to be read
 _COMPILING = 1800.0  # seconds that torch.compile may add to the first step

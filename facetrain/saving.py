@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from facetrain.checkpoint_files import folder_name, last_good
-from facetrain.checkpoint_writer import Writer
+from facetrain.checkpoints.files import folder_name, last_good
+from facetrain.checkpoints.writer import Writer
 from facetrain.config import Config
 from facetrain.data.dataset import Images
 from facetrain.distributed import World

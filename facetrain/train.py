@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from facetrain.checkpoint_files import read_manifest
-from facetrain.checkpoint_piece import Piece
-from facetrain.checkpoint_state import backbone_pieces, make_room, optimizer_pieces
-from facetrain.checkpoint_storage import read, stored
-from facetrain.checkpoint_writer import Writer
+from facetrain.checkpoints.files import read_manifest
+from facetrain.checkpoints.piece import Piece
+from facetrain.checkpoints.state import backbone_pieces, make_room, optimizer_pieces
+from facetrain.checkpoints.storage import read, stored
+from facetrain.checkpoints.writer import Writer
 from facetrain.classifier.partial_fc import PartialFC
 from facetrain.config import Config
 from facetrain.data.loader import Batch

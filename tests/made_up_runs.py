@@ -7,7 +7,7 @@ import json
 import numpy as np
 from made_up_results import made_up_result
 
-from facetrain.checkpoint_files import manifest_text
+from facetrain.checkpoints.files import manifest_text
 from facetrain.evaluation.report import save_verification
 from facetrain.evaluation.result import Curve, Result, score_histogram, thinned
 from facetrain.evaluation.scores import roc, tpr_at_fpr

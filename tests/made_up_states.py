@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from test_train_ranks import GLOBAL, D, Toy, _config, _micro_batches
 
-from facetrain.checkpoint_writer import Writer
+from facetrain.checkpoints.writer import Writer
 from facetrain.classifier.partial_fc import PartialFC
 from facetrain.data.loader import Batch
 from facetrain.longtail.leap import Leap

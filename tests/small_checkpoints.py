@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from facetrain.checkpoint_files import newest_good, read_manifest
-from facetrain.checkpoint_piece import Piece
-from facetrain.checkpoint_storage import read
-from facetrain.checkpoint_writer import Writer
+from facetrain.checkpoints.files import newest_good, read_manifest
+from facetrain.checkpoints.piece import Piece
+from facetrain.checkpoints.storage import read
+from facetrain.checkpoints.writer import Writer
 from facetrain.distributed import World
 
 CLASSES = 5

@@ -33,7 +33,7 @@ def photos(folder: Path, people: int = 3, each: int = 4) -> Path:
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A folder to work in, with a recipe, photos, a packed set, a model, and some broken things."""
-    from facetrain.checkpoint import write_backbone
+    from facetrain.checkpoints.backbones import write_backbone
     from facetrain.models import build_backbone
 
     monkeypatch.chdir(tmp_path)

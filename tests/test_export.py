@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from facetrain import __version__, checkpoint, export
+from facetrain import __version__, export
+from facetrain.checkpoints import backbones
 from facetrain.config import ModelConfig
 from facetrain.data.synthetic import render
 from facetrain.errors import InputError, RunError
@@ -42,7 +43,7 @@ def backbone():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, backbone):
     path = tmp_path_factory.mktemp("trained") / "backbone.safetensors"
-    checkpoint.write_backbone(path, backbone, MODEL)
+    backbones.write_backbone(path, backbone, MODEL)
     return path
 
 
@@ -108,7 +109,7 @@ def test_metadata_and_no_trace_of_the_machine(exported, trained):
     about = {entry.key: entry.value for entry in proto.metadata_props}
     assert about.keys() == {"model", "fingerprint", "facetrain"}
     assert ModelConfig.model_validate_json(about["model"]) == MODEL
-    assert about["fingerprint"] == checkpoint.fingerprint(trained)
+    assert about["fingerprint"] == backbones.fingerprint(trained)
     assert about["facetrain"] == __version__
     content = exported[0].read_bytes()
     assert b"site-packages" not in content
@@ -172,13 +173,13 @@ def test_safetensors_holds_the_same_weights(trained, backbone, tmp_path):
     assert (report.difference, report.largest, report.size) == (None, None, report.path.stat().st_size)
     (tmp_path / "usual").touch()
     assert report.path.stat().st_mode == (tmp_path / "usual").stat().st_mode
-    found, model = checkpoint.load_backbone(report.path)
+    found, model = backbones.load_backbone(report.path)
     assert model == MODEL
     for name, tensor in backbone.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor), name
     again = export.export(report.path, report.path.with_name("again.dat"), "safetensors")
     with safe_open(again.path, "numpy") as held:
-        assert held.metadata()["fingerprint"] == checkpoint.fingerprint(report.path)
+        assert held.metadata()["fingerprint"] == backbones.fingerprint(report.path)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import torch
 from ranks import run_ranks
 
 import facetrain.train
-from facetrain import checkpoint, run
+from facetrain import run
 from facetrain.agreement import claimed
-from facetrain.checkpoint_files import listed, read_manifest
+from facetrain.checkpoints import backbones
+from facetrain.checkpoints.files import listed, read_manifest
 from facetrain.config import Config
 from facetrain.data.dataset import open_images
 from facetrain.data.demo import write_demo
@@ -102,7 +103,7 @@ def test_what_a_run_leaves(finished, demo):
     assert {"epoch", "loss", "lr", "images_per_second", "memory_gib", "seconds"} <= training[0].keys()
     assert [line["step"] for line in _records(finished, "verification")] == [*range(4, steps, 4), steps]
     assert json.loads((finished / "versions.json").read_text())["torch"] == torch.__version__
-    backbone, model = checkpoint.load_backbone(finished)
+    backbone, model = backbones.load_backbone(finished)
     assert model.embedding_size == 8
     assert backbone(torch.zeros(1, 3, SIDE, SIDE)).isfinite().all()
     assert list((finished / "tensorboard").iterdir())
@@ -205,7 +206,7 @@ def test_an_older_checkpoint_is_taken_where_the_newest_is_damaged(demo, tmp_path
     err = capsys.readouterr().err
     assert "backbone.safetensors is damaged" in err
     assert "going on from" in err
-    assert checkpoint.load_backbone(config.output)
+    assert backbones.load_backbone(config.output)
 
 
 def _spoil(monkeypatch, *steps):

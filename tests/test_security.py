@@ -302,7 +302,7 @@ def _table(path: Path) -> None:
 
 
 def _safetensors(path: Path) -> None:
-    from facetrain.checkpoint import write_backbone
+    from facetrain.checkpoints.backbones import write_backbone
     from facetrain.export import export
     from facetrain.models import build_backbone
 
@@ -347,17 +347,17 @@ def test_a_kill_between_two_writes_leaves_the_older_file(tmp_path, monkeypatch):
 
 # Where a file is written by other means, and why that is safe.
 WRITERS = {
-    "facetrain/checkpoint.py": "a backbone to a name that its caller made with result_file",
-    "facetrain/checkpoint_convert.py": "to a name made with result_file",
-    "facetrain/checkpoint_storage.py": "into a checkpoint's hidden folder, which is renamed when it is whole",
-    "facetrain/checkpoint_writer.py": "into a checkpoint's hidden folder, which is renamed when it is whole",
+    "facetrain/checkpoints/backbones.py": "a backbone to a name that its caller made with result_file",
+    "facetrain/checkpoints/convert.py": "to a name made with result_file",
+    "facetrain/checkpoints/storage.py": "into a checkpoint's hidden folder, which is renamed when it is whole",
+    "facetrain/checkpoints/writer.py": "into a checkpoint's hidden folder, which is renamed when it is whole",
     "facetrain/data/record_writer.py": "temporary files, renamed together",
     "facetrain/evaluation/embedding_cache.py": "a lock; rows are found by their checksum",
     "facetrain/evaluation/inline_svg.py": "into memory",
     "facetrain/evaluation/npz.py": "into an archive whose name was made with result_file",
     "facetrain/launch.py": "a worker's last word, in the launcher's temporary folder",
     "facetrain/monitor.py": "a log that grows by lines",
-    "facetrain/watchdog.py": "the stacks of a rank that hangs, whose process is about to be killed",
+    "facetrain/watch/watchdog.py": "the stacks of a rank that hangs, whose process is about to be killed",
 }
 
 

@@ -24,9 +24,9 @@ from benchmark import Spread, parser, report, table
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from facetrain.checkpoint_piece import Piece
-from facetrain.checkpoint_plan import ALL, PieceWriter
-from facetrain.checkpoint_writer import Writer
+from facetrain.checkpoints.piece import Piece
+from facetrain.checkpoints.plan import ALL, PieceWriter
+from facetrain.checkpoints.writer import Writer
 from facetrain.config import Config
 from facetrain.distributed import World
 from facetrain.train import TrainState, build_state

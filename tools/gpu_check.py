@@ -166,12 +166,16 @@ def _classifier_step(where: torch.device, dtype: torch.dtype, config: Classifier
 def same_sample(device: torch.device) -> str:
     """The classes that a device draws are those of the host, over steps in order and out of it."""
     classes = range(3_000_000, 4_000_000)
-    sampler = Sampler(classes, 0.1, 5, device)
+    sampler = Sampler(classes, 0.1, 5, device, torch.float32)
     labels = np.arange(3_500_000, 3_500_512)
     for step in (0, 1, 2, 7, 8):
-        if not np.array_equal(sampler.sample(labels, step), sample_classes(classes, labels, 0.1, 5, step)):
+        sample, expected = sampler.sample(labels, step), sample_classes(classes, labels, 0.1, 5, step)
+        targets = sample.targets(labels - classes.start).of_row.cpu().numpy()
+        if not np.array_equal(sample.rows.cpu().numpy(), expected):
             raise AssertionError(f"step {step} differs")
-    return f"equal, {len(sampler.sample(labels, 9)):,} of {len(classes):,}"
+        if not np.array_equal(expected[targets] + classes.start, labels):
+            raise AssertionError(f"step {step}: images do not find their classes")
+    return f"equal, {len(expected):,} of {len(classes):,}"
 
 
 def ten_million(device: torch.device) -> str:

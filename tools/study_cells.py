@@ -14,7 +14,7 @@ from study_file import Cell
 
 from facetrain import recipe
 from facetrain.atomic import replacing
-from facetrain.checkpoint_files import BACKBONE, newest_good, sha256
+from facetrain.checkpoints.files import BACKBONE, newest_good, sha256
 from facetrain.config import Config
 from facetrain.errors import InputError
 from facetrain.evaluation.result import Result, read_results, tpr_name

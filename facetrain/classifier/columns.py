@@ -43,24 +43,25 @@ class Targets:
     """Where the rows of a batch find their own class among this rank's S columns.
 
     Attributes:
-        host: (G,) int64, the column of every row, -1 where the class is another rank's.
-        device: where the loss is computed.
+        of_row: (G,) int64 on the device, the column of every row, -1 where the class is another rank's.
+        host: the same on the host; None where only kernels will ask.
     """
 
-    host: NDArray[np.int64]
-    device: torch.device
+    of_row: Tensor
+    host: NDArray[np.int64] | None
 
-    @cached_property
-    def of_row(self) -> Tensor:
-        """(G,) int64 on the device."""
-        return to_device(self.host, self.device)
+    @classmethod
+    def known(cls, columns: NDArray[np.int64], device: torch.device) -> Targets:
+        """Targets whose columns (G,) the host knows."""
+        return cls(to_device(columns, device), columns)
 
     @cached_property
     def _by_column(self) -> tuple[NDArray[np.int64], Tensor]:
         """Rows and columns of the targets here, ordered by column: the columns on the host, both on the device."""
+        assert self.host is not None
         rows = np.flatnonzero(self.host >= 0)
         rows = rows[np.argsort(self.host[rows], kind="stable")]
-        return self.host[rows], to_device(np.stack([rows, self.host[rows]]), self.device)
+        return self.host[rows], to_device(np.stack([rows, self.host[rows]]), self.of_row.device)
 
     def within(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """(rows, columns - start) of the targets whose column lies in start..stop; the host does not wait."""

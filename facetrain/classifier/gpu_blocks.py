@@ -21,10 +21,14 @@ _FULL_UP_TO = 64  # what the columns of operands that are copied are a multiple 
 def blocks_for(
     embeddings: Tensor, columns: Columns, targets: Targets, spec: SoftmaxSpec, turned: Turned | None
 ) -> Blocks:
-    """Fused kernels for float32 on a GPU with Triton, else plain PyTorch."""
-    fused = embeddings.device.type == "cuda" and embeddings.dtype == torch.float32 and fused_kernels() is not None
-    made = GpuBlocks if fused else Blocks
+    """Fused kernels where there are some, else plain PyTorch."""
+    made = GpuBlocks if has_kernels(embeddings.device, embeddings.dtype) else Blocks
     return made(embeddings, columns, targets, spec, turned)
+
+
+def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether fused kernels take such tensors: float32 on a GPU with Triton."""
+    return device.type == "cuda" and dtype == torch.float32 and fused_kernels() is not None
 
 
 @functools.cache

@@ -161,3 +161,12 @@ def draw(
         bits = (bits ^ (bits >> 27)) * mix_2
         bits = bits ^ (bits >> 31)
     tl.store(taken + number, ((bits >> 11).to(tl.int64) < limit).to(tl.uint8), mask=number < count)
+
+
+@triton.jit(do_not_specialize=["count"])
+def compact(taken, places, rows, count, CLASSES: tl.constexpr):
+    """The numbers of the classes that are ``taken`` (count,), in order; ``places`` are the sums of ``taken`` so far."""
+    number = tl.program_id(0) * CLASSES + tl.arange(0, CLASSES)
+    here = tl.load(taken + number, mask=number < count, other=0) != 0
+    place = tl.load(places + number, mask=here, other=1) - 1
+    tl.store(rows + place, number.to(tl.int64), mask=here)

@@ -22,7 +22,7 @@ from facetrain.classifier.blocks import SoftmaxSpec, Update
 from facetrain.classifier.clouds import Cloud
 from facetrain.classifier.columns import Columns, Targets, Turned
 from facetrain.classifier.rows import RowOptimizer
-from facetrain.classifier.sampling import Sampler
+from facetrain.classifier.sampling import Sample, Sampler
 from facetrain.classifier.softmax import sharded_cross_entropy
 from facetrain.config import OptimConfig
 from facetrain.config_loss import ClassifierConfig
@@ -68,9 +68,8 @@ class PartialFC:
         chunk = _COLUMNS[world.device.type] if config.chunk is None else config.chunk
         self.spec = SoftmaxSpec(config.margin, chunk, config.keep_gb * 1e9, world, config.precision)
         self.rows: Tensor = self.weight
-        self._sampler = Sampler(self.classes, config.sample_rate, seed, world.device)
-        self._sample: NDArray[np.int64] | None = None  # local rows that take part, ascending; None: all
-        self._indices: Tensor | None = None  # the same on the device
+        self._sampler = Sampler(self.classes, config.sample_rate, seed, world.device, dtype)
+        self._sample: Sample | None = None  # None: all rows take part
         self._update: Update | None = None
 
     def begin(self, labels: NDArray[np.int64], step: int, lr: float | None = None) -> None:
@@ -88,9 +87,8 @@ class PartialFC:
         if self.config.sample_rate == 1:
             return
         self._sample = self._sampler.sample(labels, step)
-        self._indices = to_device(self._sample, self.world.device)
         if lr is None:
-            self.rows = self.weight.detach()[self._indices].requires_grad_()
+            self.rows = self.weight.detach()[self._sample.rows].requires_grad_()
 
     def loss(self, embeddings: Tensor, labels: NDArray[np.int64], cloud: Cloud | None = None) -> Tensor:
         """Mean loss of one micro-batch, the same scalar (float64) on every rank.
@@ -103,17 +101,13 @@ class PartialFC:
         turned = None
         if cloud is not None:
             order = np.concatenate([cloud.rows, np.setdiff1d(np.arange(len(labels)), cloud.rows)])
-            embeddings, labels = embeddings[to_device(order, self.world.device)], labels[order]
+            embeddings, labels = embeddings.index_select(0, to_device(order, self.world.device)), labels[order]
             turned = self._turned(cloud, labels)
-        columns = np.where(
-            (labels >= self.classes.start) & (labels < self.classes.stop), labels - self.classes.start, -1
-        )
-        if self._sample is not None:
-            here = columns >= 0
-            columns[here] = np.searchsorted(self._sample, columns[here])
-        targets = Targets(columns, self.world.device)
+        own = (labels >= self.classes.start) & (labels < self.classes.stop)
+        local = np.where(own, labels - self.classes.start, -1)
+        targets = Targets.known(local, self.world.device) if self._sample is None else self._sample.targets(local)
         normalised = F.normalize(embeddings.to(self.rows.dtype))
-        weights = self.rows if self._update is None else Columns(self.weight.detach(), self._indices)
+        weights = self.rows if self._update is None else Columns(self.weight.detach(), self._taking_part)
         return sharded_cross_entropy(normalised, weights, targets, self._spec_for(len(labels)), turned, self._update)
 
     def _spec_for(self, rows: int) -> SoftmaxSpec:
@@ -127,13 +121,17 @@ class PartialFC:
         own = to_device(labels[: len(cloud.rows)], self.world.device)
         targets = torch.zeros(len(labels), dtype=torch.float64, device=self.world.device)
         targets[: len(cloud.rows)] = cloud.target_alpha(own).double()
-        classes = self.classes if self._indices is None else self._indices + self.classes.start
+        classes = self.classes if self._sample is None else self._sample.rows + self.classes.start
         return Turned(cloud, classes, targets)
+
+    @property
+    def _taking_part(self) -> Tensor | None:
+        return None if self._sample is None else self._sample.rows
 
     def step(self, lr: float) -> None:
         """Update the rows that took part with the gradients in ``rows.grad``; nothing where there are none."""
         if self.rows.grad is not None:
-            where = slice(None) if self._indices is None else self._indices
+            where = slice(None) if self._sample is None else self._sample.rows
             with torch.no_grad():
                 self.optimizer.step(self.weight, where, self.rows.detach(), self.rows.grad, lr)
         self.rows.grad = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from facetrain.checkpoint_files import listed, read_manifest
+from facetrain.checkpoints.files import listed, read_manifest
 from facetrain.errors import InputError
 from facetrain.evaluation.pairs import Verification
 from facetrain.evaluation.result import Result, read_results, score_histogram, thinned

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from facetrain.checkpoint import find, fingerprint, load_backbone
-from facetrain.checkpoint_files import sha256
+from facetrain.checkpoints.backbones import find, fingerprint, load_backbone
+from facetrain.checkpoints.files import sha256
 from facetrain.errors import InputError
 
 FIELD_SIZE = 112

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from facetrain.checkpoint_files import sha256
+from facetrain.checkpoints.files import sha256
 from facetrain.errors import InputError
 
 AS_GIVEN = "as the features are"

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facetrain.checkpoint_piece import Piece
+from facetrain.checkpoints.piece import Piece
 from facetrain.classifier.clouds import Cloud, normal_table, places
 from facetrain.config_loss import LeapConfig
 from facetrain.distributed import World, to_device

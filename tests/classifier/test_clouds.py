@@ -63,7 +63,7 @@ def test_loss_and_gradients_equal_the_literal_reference(margin, per_class, chunk
     loss = classifier.loss(x, LABELS, cloud)
     loss.backward()
     weight = classifier.weight.detach().clone().requires_grad_()
-    columns = None if rate == 1 else sorted(set(classifier._sample.tolist()))
+    columns = None if rate == 1 else sorted(set(classifier._sample.rows.tolist()))
     y = x.detach().clone().requires_grad_()
     expected = leap_loss(y, weight, LABELS.tolist(), margin, alpha, columns)
     expected.backward()

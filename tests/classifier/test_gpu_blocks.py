@@ -18,7 +18,7 @@ from facetrain.classifier.clouds import Cloud, normal_table, places
 from facetrain.classifier.columns import Columns, Targets, Turned
 from facetrain.classifier.gpu_blocks import GpuBlocks
 from facetrain.classifier.rows import RowOptimizer
-from facetrain.classifier.sampling import draw, sample_classes
+from facetrain.classifier.sampling import Sample, compacted, draw, sample_classes
 from facetrain.classifier.softmax import sharded_cross_entropy
 from facetrain.config import OptimConfig
 from facetrain.config_loss import MarginConfig
@@ -51,7 +51,7 @@ def _case(classes, sampled, clouds=None):
         numbers = torch.from_numpy(taken[columns[:7]]).to(WHERE)
         angles[:7] = cloud.target_alpha(numbers + 100).double()
         turned = Turned(cloud, rows + 100 if rows is not None else range(100, 100 + classes), angles)
-    return x, Columns(table, rows), Targets(columns, WHERE), turned
+    return x, Columns(table, rows), Targets.known(columns, WHERE), turned
 
 
 def _loss(monkeypatch, made, precision, chunk, keep, sampled, clouds, optim):
@@ -117,3 +117,17 @@ def test_draws_are_those_of_the_host():
         draw(taken, classes, 0.3, 7, 11)
         expected = sample_classes(classes, np.empty(0, np.int64), 0.3, 7, 11)
         assert np.array_equal(np.flatnonzero(taken.cpu().numpy()), expected)
+
+
+@pytest.mark.parametrize("classes", [1, 1024, 3000])
+def test_a_sample_is_put_in_order_as_the_host_does(classes):
+    labels = np.random.default_rng(0).integers(0, classes, 20)
+    rows = sample_classes(range(classes), labels, 0.3, 7, 11)
+    taken = torch.zeros(classes, dtype=torch.uint8, device=WHERE)
+    taken[torch.from_numpy(rows).to(WHERE)] = 1
+    sample = compacted(taken, len(rows))
+    assert np.array_equal(sample.rows.cpu().numpy(), rows)
+    labels[[0, 4]] = -1  # other ranks' classes
+    expected = Sample(torch.from_numpy(rows), rows).targets(labels)
+    assert np.array_equal(sample.targets(labels).of_row.cpu().numpy(), expected.of_row.numpy())
+    assert expected.of_row.tolist()[:1] == [-1]

@@ -30,7 +30,7 @@ def _inputs(rows=6, classes=11, size=5, dtype=torch.float64):
 
 def _loss(x, weights, labels, margin, chunk=4, keep=True):
     spec = SoftmaxSpec(margin, chunk, np.inf if keep else 0, World())
-    return sharded_cross_entropy(F.normalize(x), weights, Targets(labels, CPU), spec)
+    return sharded_cross_entropy(F.normalize(x), weights, Targets.known(labels, CPU), spec)
 
 
 @pytest.mark.parametrize("margin", MARGINS, ids=str)

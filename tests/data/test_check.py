@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from record_helpers import folder_of_people
 
-from facetrain import cli_data
+from facetrain.commands import data as commands
 from facetrain.data import check as module
 from facetrain.data.check import check, histogram_of
 from facetrain.data.dataset import open_images
@@ -163,7 +163,7 @@ def test_check_of_a_sound_set(tmp_path):
 
 
 def test_the_command_says_how_long_the_tail_is(rec, capsys):
-    cli_data.check(rec, None, 1)
+    commands.check(rec, None, 1)
     said = capsys.readouterr().out.splitlines()
     assert said[:3] == [
         f"{rec}: 12 images of 3 people (0 without any)",
@@ -214,7 +214,7 @@ def test_check_names_the_damaged_record(tmp_path):
 def test_the_command_says_what_is_damaged_in_its_summary(rec, places, capsys):
     damage(rec, *((place + 32, b"no JPEG") for place in places[1:13]))
     with pytest.raises(InputError, match="has 12 damaged images, 0 labels out of range and 0 damaged records; the"):
-        cli_data.check(rec, None, 1)
+        commands.check(rec, None, 1)
     said = capsys.readouterr()
     lines = said.out.splitlines()
     lines = lines[[line.startswith("sizes:") for line in lines].index(True) + 1 :]
@@ -227,7 +227,7 @@ def test_the_command_says_what_is_damaged_in_its_summary(rec, places, capsys):
 def test_the_command_says_what_it_ignored(tmp_path, capsys):
     people = folder_of_people(tmp_path / "in", people=2, photos=1)
     (people / "p3").mkdir()
-    cli_data.check(people, None, 1)
+    commands.check(people, None, 1)
     assert capsys.readouterr().out.splitlines()[-1] == "ignored: 1 folder without photos, such as p3"
     pack(people, tmp_path / "out", size=12)
     assert check(tmp_path / "out").ignored == ""

@@ -8,7 +8,7 @@ import pytest
 from record_helpers import folder_of_people, raw, read_all
 from typer.testing import CliRunner
 
-from facetrain.cli_data import app
+from facetrain.commands.data import app
 from facetrain.data.check import check
 from facetrain.data.checksums import checksum_path
 from facetrain.data.images import decode, encode_jpeg

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from record_helpers import folder_of_people
 
-from facetrain import cli_data
+from facetrain.commands import data as commands
 from facetrain.data.dataset import open_images
 from facetrain.data.images import decode, encode_jpeg, to_square
 from facetrain.data.pack import choose_held_out, pack
@@ -134,7 +134,7 @@ def test_photos_are_not_packed_into_themselves(tmp_path):
 def test_the_command_says_what_it_ignored(tmp_path, capsys):
     people = folder_of_people(tmp_path / "in", people=2, photos=1)
     (people / "p0" / "x.heic").write_bytes(b"")
-    cli_data.pack(people, tmp_path / "out", size=12, workers=1)
+    commands.pack(people, tmp_path / "out", size=12, workers=1)
     assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path / 'out'}: 2 images of 2 people for training",
         "ignored: 1 file (.heic), such as p0/x.heic",

@@ -11,7 +11,7 @@ import torch
 from embedding_toys import SIZE, Photos, Toy, expected, on_ranks
 from ranks import CONTEXT, run_ranks
 
-from facetrain.checkpoint import write_backbone
+from facetrain.checkpoints.backbones import write_backbone
 from facetrain.config import ModelConfig
 from facetrain.errors import InputError
 from facetrain.evaluation import embedder as module

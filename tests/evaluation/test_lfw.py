@@ -17,7 +17,7 @@ from test_lfw_pairs import official
 import facetrain.evaluation.embedder
 import facetrain.evaluation.extract
 import facetrain.evaluation.network
-from facetrain.checkpoint import write_backbone
+from facetrain.checkpoints.backbones import write_backbone
 from facetrain.cli import main
 from facetrain.config import ModelConfig
 from facetrain.data.images import decode

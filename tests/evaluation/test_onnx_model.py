@@ -130,7 +130,7 @@ def test_damaged_files_and_missing_packages_are_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_an_exported_checkpoint_gives_the_checkpoints_rows(tmp_path):
-    from facetrain.checkpoint import write_backbone
+    from facetrain.checkpoints.backbones import write_backbone
     from facetrain.config import ModelConfig
     from facetrain.export import export
     from facetrain.models import build_backbone

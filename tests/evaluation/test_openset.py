@@ -12,7 +12,7 @@ from ranks import run_ranks
 from rich.console import Console
 
 from facetrain import cli
-from facetrain.checkpoint import write_backbone
+from facetrain.checkpoints.backbones import write_backbone
 from facetrain.config import ModelConfig
 from facetrain.data.images import encode_jpeg
 from facetrain.errors import InputError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from embedding_toys import SIZE, Photos
 
-from facetrain.checkpoint import write_backbone
+from facetrain.checkpoints.backbones import write_backbone
 from facetrain.config import ModelConfig
 from facetrain.data.dataset import listed_images
 from facetrain.errors import InputError

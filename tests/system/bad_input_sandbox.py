@@ -14,8 +14,8 @@ import yaml
 from bad_input import PNG
 
 from facetrain import cli
-from facetrain.checkpoint import write_backbone
-from facetrain.checkpoint_files import manifest_text
+from facetrain.checkpoints.backbones import write_backbone
+from facetrain.checkpoints.files import manifest_text
 from facetrain.config import ModelConfig
 from facetrain.data.images import encode_jpeg
 from facetrain.models import build_backbone

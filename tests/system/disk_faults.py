@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from facetrain import checkpoint
+from facetrain.checkpoints import backbones
 
 KILL, EIO, ENOSPC = "kill", errno.EIO, errno.ENOSPC
 KILLED = 9
@@ -82,19 +82,19 @@ class Disk:
         return handle
 
 
-_save_file, _open, _os = checkpoint.save_file, io.open, {name: getattr(os, name) for name in _ON_NAMES}
+_save_file, _open, _os = backbones.save_file, io.open, {name: getattr(os, name) for name in _ON_NAMES}
 
 
 @contextmanager
 def disk(at: int | None = None, fault: str | int = EIO) -> Iterator[Disk]:
     """This process's disk, failing as :class:`Disk` says, until the block ends."""
     made = Disk(at, fault)
-    checkpoint.save_file, io.open = made.save_file, made.open
+    backbones.save_file, io.open = made.save_file, made.open
     for name, real in _os.items():
         setattr(os, name, made.on_name(real))
     try:
         yield made
     finally:
-        checkpoint.save_file, io.open = _save_file, _open
+        backbones.save_file, io.open = _save_file, _open
         for name, real in _os.items():
             setattr(os, name, real)

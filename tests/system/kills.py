@@ -20,7 +20,7 @@ from forked import Trainer
 from torch import Tensor
 
 from facetrain import recipe
-from facetrain.checkpoint_files import newest_good
+from facetrain.checkpoints.files import newest_good
 from facetrain.config import Config
 from facetrain.data.dataset import class_counts, open_images
 from facetrain.data.sampler import steps_per_epoch

@@ -11,7 +11,7 @@ import small_checkpoints
 from scale import scale, seed
 from small_checkpoints import found
 
-from facetrain.checkpoint_files import listed, newest_good, set_aside_newer, verify
+from facetrain.checkpoints.files import listed, newest_good, set_aside_newer, verify
 from facetrain.errors import InputError
 
 

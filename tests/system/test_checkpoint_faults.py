@@ -14,8 +14,8 @@ from disk_faults import EIO, ENOSPC, KILL, KILLED, disk
 from ranks import CONTEXT, run_ranks
 from small_checkpoints import ABOUT, found, state
 
-from facetrain.checkpoint_files import MANIFEST, listed
-from facetrain.checkpoint_writer import Writer
+from facetrain.checkpoints.files import MANIFEST, listed
+from facetrain.checkpoints.writer import Writer
 from facetrain.distributed import World, joined
 
 LEFT = (".step_00000000.pruned", ".step_00000003.writing", ".step_00000001.replaced")

@@ -12,7 +12,7 @@ import pytest
 from ranks import CONTEXT, run_ranks
 from small_checkpoints import ABOUT, found, state, write
 
-from facetrain.checkpoint_writer import Writer
+from facetrain.checkpoints.writer import Writer
 from facetrain.distributed import World
 
 _NEW_MOUNTS, _PRIVATE = 0x00020000, 0x4000 | 0x40000  # CLONE_NEWNS; MS_REC | MS_PRIVATE

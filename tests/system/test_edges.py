@@ -13,7 +13,7 @@ from kills import trained
 from tiny import SIDE, tiny_recipe, write_tiny
 
 from facetrain import run
-from facetrain.checkpoint_files import listed
+from facetrain.checkpoints.files import listed
 from facetrain.config import Config
 from facetrain.data import loader
 from facetrain.data.images import encode_jpeg

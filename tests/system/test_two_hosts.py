@@ -24,14 +24,14 @@ from scale import scale
 from tiny import tiny_recipe, write_tiny
 
 import facetrain
-from facetrain import deaf_launcher, recipe
+from facetrain import recipe
 from facetrain.config import Config
+from facetrain.watch import deaf_launcher
 
 pytestmark = pytest.mark.faults
 TIMEOUT = 10.0  # train.timeout of these runs
-AT_ONCE = 2  # jobs side by side: they mostly wait, but to start one keeps two cores busy
 START = 300.0
-IDLE = 2.5  # seconds in which an idle machine starts Python with torch; the goals' times are for such a one
+IDLE = 1.5  # seconds in which two idle cores start Python with torch (1.43 to 1.49); the goals' times are for such ones
 ELASTIC = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 LAST_WORDS = re.compile(
     r"rank \d on host-[ab].*step \d+ .*(all-reduce|all-gather|reduce-scatter|broadcast) \d+.*; go on"
@@ -186,6 +186,7 @@ SCENARIOS = {  # name: (what happens, --nnodes, --max-restarts, variables of tor
     "host lost, goes on with one": (host_lost, "1:2", 3, {}),
     "host joins": (host_joins, "1:2", 3, ELASTIC),
 }
+ALONE = ("worker killed", "worker killed, restarts", "host lost, goes on with one")  # others mostly wait: two at once
 
 
 def play(name: str, folder: Path, data: Path) -> float:
@@ -216,6 +217,6 @@ def test_two_hosts(name, tmp_path):
         pytest.skip(reason)
     data = write_tiny(tmp_path / "train.rec")
     count = scale(quick=1, ci=1, release=20)
-    with ThreadPoolExecutor(min(AT_ONCE, count)) as pool:
+    with ThreadPoolExecutor(1 if name in ALONE else 2) as pool:
         took = list(pool.map(lambda number: play(name, tmp_path / str(number), data), range(count)))
     print(json.dumps({"scenario": name, "times": count, "median": statistics.median(took), "longest": max(took)}))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from facetrain.checkpoint_files import manifest_text
+from facetrain.checkpoints.files import manifest_text
 
 
 def train(recipe: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from facetrain.checkpoint import write_backbone
+from facetrain.checkpoints.backbones import write_backbone
 from facetrain.config import ModelConfig
 from facetrain.evaluation.megaface.data import Data
 from facetrain.evaluation.megaface.run import Written, run_megaface

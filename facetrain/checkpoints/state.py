@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from facetrain.checkpoint_piece import Piece
+from facetrain.checkpoints.piece import Piece
 from facetrain.errors import InputError
 
 _STATES = {"SGD": {"momentum_buffer"}, "AdamW": {"step", "exp_avg", "exp_avg_sq"}}

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from facetrain import cli_ijb, cli_megaface
-from facetrain.cli_options import (
+from facetrain.commands import ijb, megaface
+from facetrain.commands.options import (
     BatchSize,
     CacheOption,
     Device,
@@ -27,8 +27,8 @@ from facetrain.cli_options import (
 from facetrain.errors import InputError
 
 app = typer.Typer(help="Score a trained model by a protocol of the field.", rich_markup_mode=None, no_args_is_help=True)
-cli_ijb.add_to(app)
-cli_megaface.add_to(app)
+ijb.add_to(app)
+megaface.add_to(app)
 
 
 class Protocol(StrEnum):

@@ -6,7 +6,7 @@ import pytest
 from ranks import run_ranks
 
 from facetrain.distributed import World
-from facetrain.straggler import WINDOW, Paces, Slowness
+from facetrain.watch.straggler import WINDOW, Paces, Slowness
 
 
 def simulated(rng, ranks, steps, slow=None, factor=1.0):

@@ -23,7 +23,7 @@ def see_to(launcher: int) -> None:
     """Start a process that ends ``launcher`` where it proves deaf; the caller and its siblings end now."""
     with contextlib.suppress(OSError):
         subprocess.Popen(
-            [sys.executable, "-m", "facetrain.deaf_launcher", str(launcher)],
+            [sys.executable, "-m", "facetrain.watch.deaf_launcher", str(launcher)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

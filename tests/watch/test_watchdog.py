@@ -15,12 +15,14 @@ import pytest
 from typer.testing import CliRunner
 
 import facetrain
-from facetrain import cli_health, deaf_launcher, launch
+from facetrain import launch
+from facetrain.commands import health
 from facetrain.distributed import peers_failed
 from facetrain.errors import LostRankError
-from facetrain.meeting import Board, meet, read
-from facetrain.pulse import HEARTBEAT, Pulse, Report, report_from
-from facetrain.verdict import LONGEST, Heard, hanging, lost
+from facetrain.watch import deaf_launcher
+from facetrain.watch.meeting import Board, meet, read
+from facetrain.watch.pulse import HEARTBEAT, Pulse, Report, report_from
+from facetrain.watch.verdict import LONGEST, Heard, hanging, lost
 
 HOSTS = ("node-a.cluster.example", "node-a.cluster.example", "node-b.cluster.example", "node-b.cluster.example")
 GOOD = "go on from step_00000030"
@@ -216,7 +218,7 @@ RANK = """
     from facetrain import cli
     from facetrain.distributed import joined
     from facetrain.processes import StopRequest
-    from facetrain.watchdog import Watchdog, group_timeout
+    from facetrain.watch.watchdog import Watchdog, group_timeout
     here, timeout = Path(sys.argv[1]), float(sys.argv[2])
     def train():
         with (
@@ -354,7 +356,7 @@ def test_health(tmp_path, monkeypatch, beat, code, line):
         file.write_text(beat)
     monkeypatch.setenv(HEARTBEAT, str(file))
     app = typer.Typer()
-    app.command()(cli_health.health)
+    app.command()(health.health)
     answer = CliRunner().invoke(app)
     assert answer.exit_code == code
     assert line in answer.output

@@ -8,9 +8,9 @@ import torch
 from made_up_states import saved_state
 from ranks import run_ranks
 
-from facetrain import checkpoint
-from facetrain.checkpoint_files import listed, newest_good, verify
-from facetrain.checkpoint_state import all_finite
+from facetrain.checkpoints import backbones
+from facetrain.checkpoints.files import listed, newest_good, verify
+from facetrain.checkpoints.state import all_finite
 from facetrain.config import Config
 from facetrain.distributed import World
 from facetrain.errors import InputError, RunError
@@ -154,15 +154,15 @@ def test_an_unfinished_checkpoint_does_not_count(run):
 
 
 def test_backbone_comes_back_by_run_checkpoint_and_file(run, tmp_path):
-    expected, model = checkpoint.load_backbone(run / "checkpoints" / "step_00000003")
-    checkpoint.write_backbone(tmp_path / "alone.safetensors", expected, model)
+    expected, model = backbones.load_backbone(run / "checkpoints" / "step_00000003")
+    backbones.write_backbone(tmp_path / "alone.safetensors", expected, model)
     for path in (run, run / "checkpoints", tmp_path / "alone.safetensors"):
-        found, found_model = checkpoint.load_backbone(path)
+        found, found_model = backbones.load_backbone(path)
         assert found_model == model
         assert not found.training
         for name, tensor in found.state_dict().items():
             assert torch.equal(tensor, expected.state_dict()[name])
-    assert checkpoint.fingerprint(run) == checkpoint.fingerprint(run / "checkpoints" / "step_00000003")
+    assert backbones.fingerprint(run) == backbones.fingerprint(run / "checkpoints" / "step_00000003")
 
 
 @pytest.mark.parametrize(
@@ -190,27 +190,27 @@ def test_another_number_of_classes_is_refused(run):
 
 
 def test_an_exported_backbone_keeps_its_name(run, tmp_path):
-    backbone, model = checkpoint.load_backbone(run)
-    checkpoint.write_backbone(tmp_path / "a.safetensors", backbone, model, fingerprint=checkpoint.fingerprint(run))
-    assert checkpoint.fingerprint(tmp_path / "a.safetensors") == checkpoint.fingerprint(run)
+    backbone, model = backbones.load_backbone(run)
+    backbones.write_backbone(tmp_path / "a.safetensors", backbone, model, fingerprint=backbones.fingerprint(run))
+    assert backbones.fingerprint(tmp_path / "a.safetensors") == backbones.fingerprint(run)
 
 
 def test_what_is_no_checkpoint(tmp_path, run):
     for name in ("face.onnx", "lfw.bin", "model.pt"):
         (tmp_path / name).write_bytes(b"something")
         with pytest.raises(InputError, match=r"is not a \.safetensors file; expected a run's folder"):
-            checkpoint.load_backbone(tmp_path / name)
+            backbones.load_backbone(tmp_path / name)
     with pytest.raises(InputError, match="does not exist"):
-        checkpoint.load_backbone(tmp_path / "nothing")
+        backbones.load_backbone(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no checkpoint"):
-        checkpoint.load_backbone(tmp_path / "empty")
+        backbones.load_backbone(tmp_path / "empty")
     (tmp_path / "text.safetensors").write_text("no")
     with pytest.raises(InputError, match="cannot be read as safetensors"):
-        checkpoint.load_backbone(tmp_path / "text.safetensors")
+        backbones.load_backbone(tmp_path / "text.safetensors")
     shard = next((run / "checkpoints" / "step_00000003").glob("classifier*"))
     with pytest.raises(InputError, match="does not say which model"):
-        checkpoint.load_backbone(shard)
+        backbones.load_backbone(shard)
 
 
 def test_the_manifest_says_what_it_is(run):

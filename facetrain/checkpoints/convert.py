@@ -9,8 +9,8 @@ import torch
 
 import facetrain
 from facetrain.atomic import result_file
-from facetrain.checkpoint import find, fingerprint, load_backbone, write_backbone
-from facetrain.checkpoint_files import MANIFEST
+from facetrain.checkpoints.backbones import find, fingerprint, load_backbone, write_backbone
+from facetrain.checkpoints.files import MANIFEST
 from facetrain.errors import InputError
 
 _THEIRS = (64, 7)  # channels of the first stage and pixels a side of the last one in insightface's constructors

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from facetrain.cli_options import (
+from facetrain.commands.options import (
     BatchSize,
     CacheOption,
     Device,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from facetrain.pulse import HEARTBEAT, HEARTBEAT_SECONDS
+from facetrain.watch.pulse import HEARTBEAT, HEARTBEAT_SECONDS
 
 _MISSED = 6  # writes of the file: a busy disk may delay some
 

@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 
-from facetrain.checkpoint_piece import Piece
+from facetrain.checkpoints.piece import Piece
 from facetrain.errors import InputError
 
 ALL = "all"

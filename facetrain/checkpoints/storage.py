@@ -25,11 +25,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from facetrain.checkpoint import write_file
-from facetrain.checkpoint_files import read_manifest, sha256
-from facetrain.checkpoint_piece import Piece
-from facetrain.checkpoint_plan import ALL, PieceReader, PieceWriter
-from facetrain.checkpoint_state import all_finite
+from facetrain.checkpoints.backbones import write_file
+from facetrain.checkpoints.files import read_manifest, sha256
+from facetrain.checkpoints.piece import Piece
+from facetrain.checkpoints.plan import ALL, PieceReader, PieceWriter
+from facetrain.checkpoints.state import all_finite
 from facetrain.distributed import World
 from facetrain.errors import InputError
 

@@ -26,7 +26,7 @@ def show(run: Saved) -> None:
     """Show the checkpoints of a run. Their files' sizes are looked at; `verify` reads them."""
     from rich.table import Table
 
-    from facetrain.checkpoint_survey import survey
+    from facetrain.checkpoints.survey import survey
     from facetrain.console import console
 
     table = Table("checkpoint", "step", "ranks", "size", "age", "", "state")
@@ -38,8 +38,8 @@ def show(run: Saved) -> None:
 @app.command(epilog="Example: facetrain checkpoint verify runs/demo")
 def verify(run: Saved) -> None:
     """Read every file of the checkpoints and compare it with the checksum taken when it was written; 2 at damage."""
-    from facetrain.checkpoint_files import verify
-    from facetrain.checkpoint_survey import size, which
+    from facetrain.checkpoints.files import verify
+    from facetrain.checkpoints.survey import size, which
     from facetrain.data.progress import progress
 
     paths, problems = which(run), []
@@ -68,7 +68,7 @@ def convert(
     ],
 ) -> None:
     """Write the backbone alone, as .safetensors or in the layout of insightface's model.pt."""
-    from facetrain.checkpoint_convert import convert
+    from facetrain.checkpoints.convert import convert
 
     remark = convert(path, out)
     typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB" + (f"; {remark}" if remark else ""))

@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from facetrain.checkpoint_files import BACKBONE, MANIFEST, newest_good, read_manifest, verify
+from facetrain.checkpoints.files import BACKBONE, MANIFEST, newest_good, read_manifest, verify
 from facetrain.config import ModelConfig
 from facetrain.errors import InputError
 from facetrain.models import build_backbone

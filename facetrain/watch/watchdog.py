@@ -14,13 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from facetrain import deaf_launcher, launch
-from facetrain.checkpoint_files import listed
-from facetrain.courier import Courier
+from facetrain import launch
+from facetrain.checkpoints.files import listed
 from facetrain.distributed import World, peers_failed
 from facetrain.errors import LostRankError
-from facetrain.pulse import Report
-from facetrain.verdict import HANGING, Heard, hanging, lost
+from facetrain.watch import deaf_launcher
+from facetrain.watch.courier import Courier
+from facetrain.watch.pulse import Report
+from facetrain.watch.verdict import HANGING, Heard, hanging, lost
 
 _MARGIN = 10.0
 _ECHO = 1.5  # seconds in which the other ranks have read an alarm

@@ -6,10 +6,10 @@ import os
 import pytest
 import small_checkpoints
 import torch
-from test_checkpoint_convert import _run
+from test_convert import _run
 
-from facetrain.checkpoint_files import manifest_text
-from facetrain.checkpoint_survey import survey
+from facetrain.checkpoints.files import manifest_text
+from facetrain.checkpoints.survey import survey
 from facetrain.cli import main
 
 

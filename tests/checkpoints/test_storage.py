@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from facetrain.checkpoint_files import FORMAT, folder_name, manifest_text, verify
-from facetrain.checkpoint_piece import Piece
-from facetrain.checkpoint_storage import read, stored, write
+from facetrain.checkpoints.files import FORMAT, folder_name, manifest_text, verify
+from facetrain.checkpoints.piece import Piece
+from facetrain.checkpoints.storage import read, stored, write
 from facetrain.distributed import background_group
 from facetrain.errors import InputError
 from facetrain.partition import split
@@ -222,10 +222,10 @@ def _fail(world, folder, failing):
     def refuse(*_):
         raise OSError(28, "No space left on device", str(folder / "some.safetensors"))
 
-    from facetrain import checkpoint_storage
+    from facetrain.checkpoints import storage
 
     if world.rank == failing:
-        checkpoint_storage.write_file = refuse
+        storage.write_file = refuse
     group = background_group(world, 30)
     try:
         write(folder, pieces, world, group, refuse if failing == "finish" else lambda files: None)

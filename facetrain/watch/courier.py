@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from facetrain import deaf_launcher
 from facetrain.atomic import replacing
 from facetrain.distributed import World, common_store
-from facetrain.meeting import Board
-from facetrain.pulse import HEARTBEAT, HEARTBEAT_SECONDS, Report, report_from
-from facetrain.verdict import Heard
+from facetrain.watch import deaf_launcher
+from facetrain.watch.meeting import Board
+from facetrain.watch.pulse import HEARTBEAT, HEARTBEAT_SECONDS, Report, report_from
+from facetrain.watch.verdict import Heard
 
 _ALARM = "alarm"
 _CONNECT = 10.0  # seconds

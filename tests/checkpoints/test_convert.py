@@ -6,8 +6,8 @@ from made_up_states import saved_state
 from safetensors import safe_open
 from torch import nn
 
-from facetrain import checkpoint
-from facetrain.checkpoint_convert import convert
+from facetrain.checkpoints import backbones
+from facetrain.checkpoints.convert import convert
 from facetrain.config import Config
 from facetrain.distributed import World
 from facetrain.errors import InputError
@@ -88,7 +88,7 @@ def test_insightfaces_own_class_loads_it_and_gives_the_same_embeddings(run, tmp_
     assert list(state) == list(theirs.state_dict())
     theirs.load_state_dict(state, strict=True)
     images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(1))
-    ours, _ = checkpoint.load_backbone(run)
+    ours, _ = backbones.load_backbone(run)
     with torch.no_grad():
         torch.testing.assert_close(theirs.eval()(images), ours(images))
 
@@ -100,12 +100,12 @@ def test_the_fields_own_sizes_need_no_remark(tmp_path):
 
 def test_as_safetensors_it_is_what_export_writes(run, tmp_path):
     assert convert(run, tmp_path / "new" / "model.safetensors") == ""
-    found, model = checkpoint.load_backbone(tmp_path / "new" / "model.safetensors")
-    expected, _ = checkpoint.load_backbone(run)
+    found, model = backbones.load_backbone(tmp_path / "new" / "model.safetensors")
+    expected, _ = backbones.load_backbone(run)
     assert model.width == 4
     for name, tensor in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor)
-    assert checkpoint.fingerprint(tmp_path / "new" / "model.safetensors") == checkpoint.fingerprint(run)
+    assert backbones.fingerprint(tmp_path / "new" / "model.safetensors") == backbones.fingerprint(run)
     with safe_open(tmp_path / "new" / "model.safetensors", "pt") as file:
         assert {"model", "fingerprint", "facetrain"} <= file.metadata().keys()
 
@@ -118,17 +118,17 @@ def test_what_cannot_be_expressed_or_written_is_refused_and_nothing_is_left(run,
     with pytest.raises(InputError, match=r"model\.pth must end in \.safetensors, or in \.pt"):
         convert(run, tmp_path / "model.pth")
     with pytest.raises(InputError, match="would change the checkpoint"):
-        convert(run, checkpoint.find(run) / "model.pt")
+        convert(run, backbones.find(run) / "model.pt")
     with pytest.raises(InputError, match="does not exist"):
         convert(tmp_path / "nothing", tmp_path / "model.pt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "relu"]
 
 
 def test_the_same_weights_have_the_same_name_whatever_file_they_are_in(run, tmp_path):
-    backbone, model = checkpoint.load_backbone(run)
+    backbone, model = backbones.load_backbone(run)
     for name in ("a", "b"):  # safetensors orders a file's metadata at random
-        checkpoint.write_backbone(tmp_path / f"{name}.safetensors", backbone, model, one="1", two="2", three="3")
-        assert checkpoint.fingerprint(tmp_path / f"{name}.safetensors") == checkpoint.fingerprint(run)
+        backbones.write_backbone(tmp_path / f"{name}.safetensors", backbone, model, one="1", two="2", three="3")
+        assert backbones.fingerprint(tmp_path / f"{name}.safetensors") == backbones.fingerprint(run)
     next(backbone.parameters()).data[0, 0, 0, 0] += 1e-6
-    checkpoint.write_backbone(tmp_path / "a.safetensors", backbone, model)
-    assert checkpoint.fingerprint(tmp_path / "a.safetensors") != checkpoint.fingerprint(run)
+    backbones.write_backbone(tmp_path / "a.safetensors", backbone, model)
+    assert backbones.fingerprint(tmp_path / "a.safetensors") != backbones.fingerprint(run)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facetrain.checkpoint_files import MANIFEST, listed, verify
+from facetrain.checkpoints.files import MANIFEST, listed, verify
 from facetrain.errors import InputError
 
 

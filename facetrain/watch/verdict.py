@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from facetrain.pulse import Report
+from facetrain.watch.pulse import Report
 
 LONGEST = 200
 """Characters of a line."""

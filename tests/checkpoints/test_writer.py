@@ -8,9 +8,9 @@ import torch
 from ranks import run_ranks
 from small_checkpoints import ABOUT, found, state
 
-from facetrain import checkpoint_storage
-from facetrain.checkpoint_files import listed, read_manifest
-from facetrain.checkpoint_writer import Writer
+from facetrain.checkpoints import storage
+from facetrain.checkpoints.files import listed, read_manifest
+from facetrain.checkpoints.writer import Writer
 from facetrain.distributed import World
 
 
@@ -18,13 +18,13 @@ from facetrain.distributed import World
 def gate(monkeypatch):
     """No file is written before it opens."""
     opened = threading.Event()
-    real = checkpoint_storage.write_file
+    real = storage.write_file
 
     def waiting(*args):
         assert opened.wait(30)
         real(*args)
 
-    monkeypatch.setattr(checkpoint_storage, "write_file", waiting)
+    monkeypatch.setattr(storage, "write_file", waiting)
     yield opened
     opened.set()
 
@@ -62,7 +62,7 @@ def test_the_next_save_waits_and_uses_the_same_memory(tmp_path, gate):
 def test_a_failure_waits_until_it_is_asked_for(tmp_path, monkeypatch):
     writer = Writer(tmp_path, World(), 2)
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint_storage, "write_file", _refuse)
+        patched.setattr(storage, "write_file", _refuse)
         writer.save(1, state(1, World()), ABOUT)
         writer.close()
     writer.save(2, state(2, World()), ABOUT)
@@ -84,7 +84,7 @@ def test_whatever_goes_wrong_in_the_thread_is_one_line(tmp_path, monkeypatch, er
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(checkpoint_storage, "write_file", fail)
+    monkeypatch.setattr(storage, "write_file", fail)
     writer = Writer(tmp_path, World(), 2)
     writer.save(1, state(1, World()), ABOUT)
     problem = writer.wait()
@@ -104,7 +104,7 @@ def test_nothing_is_printed_or_warned_of(tmp_path, capfd, recwarn, monkeypatch):
     writer = Writer(tmp_path, World(), 2)
     writer.save(1, state(1, World()), ABOUT)
     assert writer.wait() is None
-    monkeypatch.setattr(checkpoint_storage, "write_file", _refuse)
+    monkeypatch.setattr(storage, "write_file", _refuse)
     writer.save(2, state(2, World()), ABOUT)
     assert writer.wait() is not None
     assert capfd.readouterr() == ("", "")

@@ -7,9 +7,9 @@ import pytest
 import small_checkpoints
 from small_checkpoints import ABOUT, found, state
 
-from facetrain.checkpoint import find
-from facetrain.checkpoint_files import listed, manifest_text, newest_good, read_manifest, tidy, verify
-from facetrain.checkpoint_writer import Writer
+from facetrain.checkpoints.backbones import find
+from facetrain.checkpoints.files import listed, manifest_text, newest_good, read_manifest, tidy, verify
+from facetrain.checkpoints.writer import Writer
 from facetrain.distributed import World
 from facetrain.errors import InputError
 

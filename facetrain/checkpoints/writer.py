@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facetrain.checkpoint import PREFIX, content_hash
-from facetrain.checkpoint_files import commit, folder_name, growing_name, last_good, prune, tidy
-from facetrain.checkpoint_piece import Piece
-from facetrain.checkpoint_storage import Entries, write
+from facetrain.checkpoints.backbones import PREFIX, content_hash
+from facetrain.checkpoints.files import commit, folder_name, growing_name, last_good, prune, tidy
+from facetrain.checkpoints.piece import Piece
+from facetrain.checkpoints.storage import Entries, write
 from facetrain.distributed import World, background_group
 from facetrain.errors import RunError
 

@@ -1,0 +1,1 @@
+"""What a run saves: pieces of tensors over ranks, in safetensors files with a manifest written last."""

@@ -1,0 +1,1 @@
+"""The subcommands of ``facetrain``; :mod:`facetrain.cli` puts them together."""
