@@ -1,8 +1,12 @@
 """Every test runs with one thread per process: more only spin at each other's barriers on a small machine."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Whoever starts the tests in a shell's background, or under nohup, has these ignored, and every child inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest
 import torch
