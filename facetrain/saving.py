@@ -22,8 +22,8 @@ class Saver:
     """Saves a run's state behind its training; the same calls on every rank.
 
     Attributes:
-        about: what a manifest says besides the state: recipe, counts, versions, ``best`` (metric, value and step of the
-            best verification so far), ``skipped`` and ``damaged_images``.
+        about: what a manifest says besides the state and the versions: recipe, counts, ``best`` (metric, value and step
+            of the best verification so far), ``skipped`` and ``damaged_images``.
     """
 
     def __init__(self, config: Config, images: Images, world: World, total_steps: int, steps_per_epoch: int) -> None:
@@ -37,7 +37,6 @@ class Saver:
             "config": config.model_dump(mode="json"),
             "num_classes": images.num_classes,
             "num_images": len(images),
-            "versions": versions() if world.rank == 0 else {},  # which writes the manifest
             "best": None,
             "skipped": [],
             "damaged_images": [],
@@ -71,7 +70,8 @@ class Saver:
         self._writer.settle()
         self.look(monitor)  # before the manifest names the best
         # The position follows from the step and is not read again: it is there for people.
-        state.save({**self.about, "position": position}, self._writer)
+        made_with = versions() if self.world.rank == 0 else {}  # which writes the manifest
+        state.save({**self.about, "versions": made_with, "position": position}, self._writer)
         monitor.pause()
 
     def look(self, monitor: Monitor) -> None:

@@ -7,6 +7,8 @@ the images beside it nor on which other augmentations are on.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -17,6 +19,9 @@ from facetrain.config import AugmentConfig
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _ERASE_LEVEL = 128
+
+Change: TypeAlias = Callable[[NDArray[np.uint8]], None]
+"""What is done in place to one (H, W, 3) image."""
 
 _purpose = functools.cache(keyed.text_key)
 
@@ -39,23 +44,32 @@ def augment(
     assert images.dtype == np.uint8
     assert images.ndim == 4
     assert len(images) == len(indices)
-    operations = (
-        ("crop", config.crop, 3, lambda image, u: _crop(image, u, config.crop_scale)),
+    for image, its_changes in zip(images, changes(config, seed, epoch, indices), strict=True):
+        for change in its_changes:
+            change(image)
+    return images
+
+
+def changes(config: AugmentConfig, seed: int, epoch: int, indices: NDArray[np.int64]) -> list[list[Change]]:
+    """What :func:`augment` does to each image, in order; for who has it in the processor's cache just now."""
+    operations: tuple[tuple[str, float, int, Callable[..., None]], ...] = (
+        ("crop", config.crop, 3, functools.partial(_crop, smallest=config.crop_scale)),
         ("low resolution", config.low_resolution, 1, _low_resolution),
         ("blur", config.blur, 1, _blur),
-        ("color", config.color, 3, lambda image, u: _color(image, u, config.color_strength)),
+        ("color", config.color, 3, functools.partial(_color, strength=config.color_strength)),
         ("gray", config.gray, 0, _gray),
         ("erase", config.erase, 4, _erase),
         ("flip", config.flip, 0, _flip),
     )
+    found: list[list[Change]] = [[] for _ in indices]
     for name, probability, draws, operation in operations:
         if probability == 0 or len(indices) == 0:
             continue
         # (n, 1 + draws): whether, then how.
         u = keyed.uniform(seed, _purpose(name), epoch, np.asarray(indices)[:, None], np.arange(1 + draws))
-        for row in np.flatnonzero(u[:, 0] < probability):
-            operation(images[row], u[row, 1:])
-    return images
+        for row in np.flatnonzero(u[:, 0] < probability).tolist():
+            found[row].append(functools.partial(operation, u=u[row, 1:]))
+    return found
 
 
 def _flip(image: NDArray[np.uint8], u: NDArray[np.float64]) -> None:

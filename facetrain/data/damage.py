@@ -7,7 +7,7 @@ of the files, the seed and the image alone: the same on any rank, any number of 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from facetrain import keyed
+from facetrain.data.augment import Change
 from facetrain.data.dataset import Images
 from facetrain.data.encoded import FileChangedError
 from facetrain.data.foreign_readers import DaliDecoder, UndecodableError
@@ -64,12 +65,15 @@ class BatchDecoder:
         self._images, self._seed, self._budget, self._dali = images, seed, budget, dali
         self._known: dict[int, Damaged] = {}
 
-    def decode(self, own: NDArray[np.int64], out: NDArray[np.uint8]) -> tuple[Damaged, ...]:
-        """Decode images into rows of a batch.
+    def decode(
+        self, own: NDArray[np.int64], out: NDArray[np.uint8], changes: Sequence[Sequence[Change]]
+    ) -> tuple[Damaged, ...]:
+        """Decode images into rows of a batch and augment them.
 
         Args:
             own: (B,) image numbers.
             out: (B, size, size, 3) uint8, C-contiguous.
+            changes: (B,) what is done to each image, or to what stands in for it.
 
         Returns:
             Every damaged image that was met, looking for stand-ins too; the same whatever was decoded before.
@@ -81,13 +85,15 @@ class BatchDecoder:
         met: dict[int, Damaged] = {}
         if self._dali is not None and len(own):
             self._decode_by_dali(self._dali, own, out, met)
-        else:
-            for image, row in zip(own.tolist(), out, strict=True):
+        for image, row, its_changes in zip(own.tolist(), out, changes, strict=True):
+            if self._dali is None:
                 try:
                     self._images.decode(image, row)
                 except InputError as error:
                     self._note(image, error, met)
                     self._replace(image, row, met)
+            for change in its_changes:
+                change(row)
         return tuple(met.values())
 
     def _replace(self, image: int, row: NDArray[np.uint8], met: dict[int, Damaged]) -> None:

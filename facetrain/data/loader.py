@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -22,13 +22,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from facetrain import processes
 from facetrain.config import AugmentConfig, DataConfig
-from facetrain.data.augment import augment
+from facetrain.data.ahead import beside_training, made_ahead
+from facetrain.data.augment import changes
 from facetrain.data.damage import BatchDecoder, Damaged
 from facetrain.data.dataset import Images
 from facetrain.data.foreign_readers import DaliDecoder
-from facetrain.data.sampler import batch_indices, steps_per_epoch
+from facetrain.data.ring import Ring, ring
+from facetrain.data.sampler import batch_indices, batches_indices, steps_per_epoch
 from facetrain.errors import InputError, LostRankError, RunError
-from facetrain.partition import rows
+from facetrain.partition import rows, split
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Batch:
     """One micro-batch as one rank sees it.
 
     Attributes:
-        images: (B, H, W, 3) uint8 RGB, this rank's rows only; B may be 0.
+        images: (B, H, W, 3) uint8 RGB, this rank's rows only; B may be 0. Of a :class:`Loader` they are valid until the
+            next update is asked for, as its buffers are used again: clone what is to stay. Page-locked ones
+            (``pin_memory``) are copies, which torch keeps until asynchronous copies to a GPU are done.
         labels: (G,) int64, the classes of the whole micro-batch over all ranks; :func:`facetrain.partition.rows` says
             which of them are those of ``images``.
         damaged: images that this rank could not read and what stands in their rows instead, see
@@ -46,6 +50,12 @@ class Batch:
     images: torch.Tensor
     labels: NDArray[np.int64]
     damaged: tuple[Damaged, ...] = ()
+
+
+_Indices: TypeAlias = tuple[int, NDArray[np.int64]]
+"""(epoch, (G,) image numbers)."""
+_COMING = 16
+"""Micro-batches whose images a worker looks up at once."""
 
 
 @dataclass(frozen=True)
@@ -63,50 +73,87 @@ class _Plan:
     world_size: int
     max_damaged: int
 
-    def indices(self, number: int) -> tuple[int, NDArray[np.int64]]:
-        """(epoch, (G,) image numbers) of micro-batch ``number``, counted from 0 over all updates."""
-        step, part = divmod(number, self.accumulation)
-        epoch, indices = batch_indices(len(self.images), self.batch_size, self.seed, step)
-        return epoch, indices[rows(self.batch_size, self.accumulation, part)]
+    def indices(self, number: int) -> _Indices:
+        """Of micro-batch ``number``, counted from 0 over all updates."""
+        step = number // self.accumulation
+        return self._part(number, *batch_indices(len(self.images), self.batch_size, self.seed, step))
+
+    def several(self, numbers: range) -> dict[int, _Indices]:
+        """:meth:`indices` of each of ``numbers``, in less time."""
+        steps = sorted({number // self.accumulation for number in numbers})
+        found = dict(zip(steps, batches_indices(len(self.images), self.batch_size, self.seed, steps), strict=True))
+        return {number: self._part(number, *found[number // self.accumulation]) for number in numbers}
+
+    def _part(self, number: int, epoch: int, indices: NDArray[np.int64]) -> _Indices:
+        return epoch, indices[rows(self.batch_size, self.accumulation, number % self.accumulation)]
 
 
 class _Failure(str):
     """An InputError's message on its way from a worker: raised there, it would arrive wrapped in a traceback."""
 
 
-_Item: TypeAlias = tuple[torch.Tensor, NDArray[np.int64], Sequence[Damaged]] | _Failure
+class _Decoded(NamedTuple):
+    """Word that micro-batch ``number`` lies in its buffer of the ring; all that a worker sends."""
+
+    ring: int
+    number: int
+    labels: NDArray[np.int64]
+    damaged: tuple[Damaged, ...]
+    page_locked: torch.Tensor | None = None
+
+    def pin_memory(self) -> _Decoded:
+        """With a page-locked copy, after which the buffer is free; torch calls this in a thread of the trainer."""
+        return self._replace(page_locked=ring(self.ring).images(self.number).pin_memory())
+
+    def batch(self) -> Batch:
+        """What the consumer sees."""
+        images = ring(self.ring).images(self.number) if self.page_locked is None else self.page_locked
+        return Batch(images, self.labels, self.damaged)
+
+
+_Item: TypeAlias = _Decoded | _Failure
 
 
 class _MicroBatches(Dataset[object]):
-    """Micro-batch number -> (own images, all labels, damaged images that were met)."""
+    """Micro-batch number -> its own images in the ring, and word of it."""
 
-    def __init__(self, plan: _Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: _Plan, buffers: Ring) -> None:
+        self.plan, self.buffers = plan, buffers
         self._decoder: BatchDecoder | None = None
+        self._coming: dict[int, _Indices] = {}
 
     def __getitem__(self, number: int) -> _Item:
         plan = self.plan
         if self._decoder is None:
             self._decoder = BatchDecoder(plan.images, plan.seed, plan.max_damaged, self._dali())
-        epoch, indices = plan.indices(number)
+        epoch, indices = self._indices(number)
         own = indices[rows(len(indices), plan.world_size, plan.rank)]
-        pixels = torch.empty((len(own), plan.input_size, plan.input_size, 3), dtype=torch.uint8)
-        if torch.utils.data.get_worker_info() is not None:
-            pixels.share_memory_()  # decoded where the trainer will read it
-        view = pixels.numpy()
+        pixels = self.buffers.images(number).numpy()
         try:
-            damaged = self._decoder.decode(own, view)
+            damaged = self._decoder.decode(own, pixels, changes(plan.augment, plan.seed, epoch, own))
         except InputError as error:
             return _Failure(error)
-        augment(view, plan.augment, plan.seed, epoch, own)
-        return pixels, plan.images.labels[indices], damaged
+        return _Decoded(self.buffers.key, number, plan.images.labels[indices], damaged)
+
+    def _indices(self, number: int) -> _Indices:
+        worker = torch.utils.data.get_worker_info()
+        if worker is None:
+            return self.plan.indices(number)
+        if number not in self._coming:  # DataLoader deals the numbers out in turn
+            self._coming = self.plan.several(range(number, number + _COMING * worker.num_workers, worker.num_workers))
+        return self._coming[number]
 
     def _dali(self) -> DaliDecoder | None:
         if self.plan.reader != "dali":
             return None
-        # A forked worker cannot use the GPU of its parent.
-        on_gpu = torch.utils.data.get_worker_info() is None and torch.cuda.is_available()
-        return DaliDecoder(self.plan.input_size, torch.cuda.current_device() if on_gpu else None, threads=1)
+        return DaliDecoder(self.plan.input_size, _decoding_gpu(self.plan.reader), threads=1)
+
+
+def _decoding_gpu(reader: str) -> int | None:
+    """The GPU that decodes, which only the process that trains on it can use; None: the CPU does."""
+    if reader != "dali" or torch.utils.data.get_worker_info() is not None or not torch.cuda.is_available():
+        return None
+    return torch.cuda.current_device()
 
 
 class Loader:
@@ -161,11 +208,12 @@ class Loader:
         """Updates ``start_step`` up to, not including, ``stop_step``; the workers live as long as the iterator.
 
         Yields:
-            the update's micro-batches, ``accumulation`` of them.
+            the update's micro-batches, ``accumulation`` of them; their images are valid until the next are asked for.
 
         Raises:
-            InputError: the data were changed, or a worker died. An image that cannot be read is no error here: it is
-                among its batch's ``damaged``.
+            InputError: the data were changed, or there is no memory for the batches. An image that cannot be read is no
+                error here: it is among its batch's ``damaged``.
+            LostRankError: a worker died.
         """
         plan = self.plan
         numbers = range(start_step * plan.accumulation, stop_step * plan.accumulation)
@@ -173,16 +221,18 @@ class Loader:
         for item in self._items(numbers):
             if isinstance(item, _Failure):
                 raise InputError(str(item))
-            pixels, labels, damaged = item
-            group.append(Batch(pixels, labels, tuple(damaged)))
+            group.append(item.batch())
             if len(group) == plan.accumulation:
                 yield group
                 group = []
 
     def _items(self, numbers: range) -> Iterator[_Item]:
-        workers = min(self.config.workers, len(numbers))
+        gpu = _decoding_gpu(self.config.reader)
+        ahead = min(self.config.workers, len(numbers)) * self.config.prefetch
+        workers = 0 if gpu is not None else min(self.config.workers, len(numbers))
+        buffers = self._ring(ahead)
         loader = DataLoader(
-            _MicroBatches(self.plan),
+            _MicroBatches(self.plan, buffers),
             batch_size=None,  # an item is a whole micro-batch
             sampler=numbers,
             num_workers=workers,
@@ -190,14 +240,30 @@ class Loader:
             collate_fn=_as_it_is,
             worker_init_fn=partial(_start_worker, os.getpid()),
             pin_memory=self.pin_memory,
-            # A forked worker shares the index of the records with its parent, page by page.
+            # A forked worker shares the buffers, and the index of the records page by page, with its parent.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         )
         try:
-            yield from loader
-        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-            # All but the first come from the sockets through which tensors are handed over.
+            if gpu is not None and ahead:
+                yield from made_ahead(iter(loader), ahead, partial(beside_training, gpu))
+            else:
+                yield from loader
+        except RuntimeError as error:
             raise worker_died(error) or error from None
+
+    def _ring(self, ahead: int) -> Ring:
+        """Buffers enough that no batch is overwritten while it is valid, however fast the workers are.
+
+        Before item n is handed over, DataLoader (as :func:`made_ahead`) has sent out its first ``ahead = workers *
+        prefetch`` items and one more for each item handed over, so none beyond n + ahead; without workers n alone. Of
+        those handed over before, the consumer may look at the micro-batches of item n's own update, of which the first
+        is n - (accumulation - 1) at the earliest. So all items that are being written or may be read are among
+        ``ahead + accumulation`` consecutive ones, which lie in as many different buffers. Page-locked copies are made
+        before an item is handed over.
+        """
+        plan = self.plan
+        own = split(plan.batch_size // plan.accumulation, plan.world_size, plan.rank)
+        return Ring(ahead + plan.accumulation, len(own), plan.input_size)
 
 
 def worker_died(error: Exception) -> LostRankError | None:
@@ -212,7 +278,7 @@ def worker_died(error: Exception) -> LostRankError | None:
         return None
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return LostRankError(
-        f"a decoding worker died: {' '.join(str(error).split())[:200]}; mostly memory or /dev/shm ran out: "
+        f"a decoding worker died: {' '.join(str(error).split())[:200]}; mostly memory ran out: "
         "lower data.workers, data.prefetch or train.batch_size"
     )
 

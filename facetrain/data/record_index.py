@@ -90,16 +90,48 @@ def _count_lines(file: BinaryIO) -> int:
 
 def _fill(path: Path, text: bytes, row: int, numbers: NDArray[np.int32], offsets: NDArray[np.int64]) -> int:
     """Parse whole lines into the arrays from ``row`` on; the row behind them."""
-    pairs = _parse_lines(path, text, row + 1)
-    end = row + len(pairs)
+    columns = _parse_lines(path, text, row + 1)
+    end = row + columns.shape[1]
     if end > len(numbers):
         raise InputError(f"{path} changed while it was read; try again when nothing writes to it")
-    numbers[row:end], offsets[row:end] = pairs[:, 0], pairs[:, 1]
+    numbers[row:end], offsets[row:end] = columns
     return end
 
 
 def _parse_lines(path: Path, text: bytes, first_line: int) -> NDArray[np.int64]:
+    """(2, n) record numbers and offsets of whole lines."""
     text = text.replace(b"\r\n", b"\n")
+    columns = _parse_even(text)
+    if columns is None:
+        columns = _parse_uneven(path, text, first_line)
+    if columns[0].max() > MAX_NUMBER:
+        row = int(np.argmax(columns[0] > MAX_NUMBER))
+        raise InputError(f"{path} line {first_line + row}: record number {columns[0, row]} exceeds {MAX_NUMBER}")
+    return columns
+
+
+def _parse_even(text: bytes) -> NDArray[np.int64] | None:
+    """Lines with tab and end in the same places, digit by digit over all lines at once; None where they are others.
+
+    Nearly all blocks of a sorted .idx are so. It takes a fifth of the time.
+    """
+    tab, end = text.find(b"\t"), text.find(b"\n")
+    if not 1 <= tab <= 10 or not 1 <= end - tab - 1 <= 18 or len(text) % (end + 1):
+        return None
+    places = np.ascontiguousarray(np.frombuffer(text, np.uint8).reshape(-1, end + 1).T)  # (end + 1, n)
+    if (places[tab] != 9).any() or (places[end] != 10).any():
+        return None
+    values = np.zeros((2, places.shape[1]), np.int64)
+    for value, digits in zip(values, (places[:tab], places[tab + 1 : end]), strict=True):
+        for digit in digits - np.uint8(48):
+            if digit.max() > 9:
+                return None
+            value *= 10
+            value += digit
+    return values
+
+
+def _parse_uneven(path: Path, text: bytes, first_line: int) -> NDArray[np.int64]:
     codes = np.frombuffer(text, np.uint8)
     tabs, ends = np.flatnonzero(codes == 9), np.flatnonzero(codes == 10)
     digits = np.count_nonzero((codes >= 48) & (codes <= 57))
@@ -110,11 +142,7 @@ def _parse_lines(path: Path, text: bytes, first_line: int) -> NDArray[np.int64]:
     if left.min() < 1 or left.max() > 10 or right.min() < 1 or right.max() > 18:
         raise _bad_line(path, text, first_line)
     # Checked above to be digits and separators alone, so the parser cannot stop early.
-    pairs = np.fromstring(text, np.int64, sep=" ").reshape(-1, 2)
-    if pairs[:, 0].max() > MAX_NUMBER:
-        row = int(np.argmax(pairs[:, 0] > MAX_NUMBER))
-        raise InputError(f"{path} line {first_line + row}: record number {pairs[row, 0]} exceeds {MAX_NUMBER}")
-    return pairs
+    return np.fromstring(text, np.int64, sep=" ").reshape(-1, 2).T
 
 
 def _bad_line(path: Path, text: bytes, first_line: int) -> InputError:

@@ -3,6 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from facetrain import keyed
+from facetrain.data import sampler
 from facetrain.data.sampler import batch_indices, permutation, steps_per_epoch
 from facetrain.errors import InputError
 
@@ -28,6 +30,13 @@ def test_permutation_is_defined_place_by_place(n, seed, data):
     assert ((whole >= 0) & (whole < n)).all()
     assert len(set(whole.tolist())) == len(places)
     assert [int(permutation(n, seed, 1, np.array([place]))[0]) for place in places] == whole.tolist()
+
+
+@given(key=st.integers(0, 2**64 - 1), values=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=9))
+def test_the_rounds_use_keyed_bits(key, values):
+    values = np.array(values, np.uint64)
+    state = keyed.absorbed(np.uint64(key))
+    assert np.array_equal(sampler._bits(state, values), keyed.bits(np.uint64(key), values))
 
 
 def test_permutation_looks_random():
@@ -65,6 +74,15 @@ def test_an_epoch_holds_every_image_at_most_once_and_leaves_out_the_short_batch(
     left_out = set(range(103)) - set(seen.tolist())
     later = {int(i) for step in range(10, 20) for i in batch_indices(103, 10, 0, step)[1]}
     assert left_out & later
+
+
+@given(n=st.integers(5, 200), batch=st.integers(1, 5), steps=st.lists(st.integers(0, 500), min_size=1, max_size=9))
+def test_several_updates_are_each_one(n, batch, steps):
+    for step, (epoch, indices) in zip(steps, sampler.batches_indices(n, batch, 3, steps), strict=True):
+        per_epoch = n // batch
+        assert epoch == step // per_epoch
+        places = step % per_epoch * batch + np.arange(batch)
+        assert np.array_equal(indices, permutation(n, 3, epoch, places))
 
 
 def test_too_few_images():

@@ -4,6 +4,7 @@ Quick, ci and release counts: see scale.py.
 """
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def photos(tmp_path_factory):
 def batches(photos, start, stop, accumulation=1, rank=0, world_size=1, workers=0):
     data = DataConfig(path="photos", workers=workers, prefetch=2, augment=AUGMENT)
     loader = Loader(photos, data, SIDE, BATCH, accumulation, seed=5, rank=rank, world_size=world_size)
-    return list(loader.iterate(start, stop))
+    return [[replace(batch, images=batch.images.clone()) for batch in update] for update in loader.iterate(start, stop)]
 
 
 def whole(parts):

@@ -61,7 +61,7 @@ class Job:
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", self.nodes, "--nproc-per-node", "2"]
         command += ["--max-restarts", str(self.restarts), "--rdzv-id", "job", "--rdzv-backend", "c10d"]
         command += ["--rdzv-endpoint", f"{first.address}:{PORT}", "--local-addr", host.address]
-        command += ["--rdzv-conf", f"is_host={int(host is first)},last_call_timeout=5,keep_alive_interval=2"]
+        command += ["--rdzv-conf", f"is_host={int(host is first)},last_call_timeout=3,keep_alive_interval=2"]
         command += ["-m", "facetrain", "train", str(self.folder / "recipe.yaml")]
         path = os.pathsep.join([str(Path(facetrain.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
         variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, **self.environment}
