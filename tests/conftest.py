@@ -4,12 +4,13 @@ import os
 import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Whoever starts the tests in a shell's background, or under nohup, has these ignored, and every child inherits that.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest
 import torch
+
+# Whoever starts the tests in a shell's background, or under nohup, has these ignored, and every child inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
