@@ -7,6 +7,7 @@ See docs/benchmarks/README.md for what the sides are.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import subprocess
 import sys
@@ -90,6 +91,7 @@ def _timings(classes: int, options: argparse.Namespace, device: torch.device) ->
     made = {name: _several(SIDES[name](classes, options, device), count) for name in options.sides}
     timings = in_turns(made, options.rounds, device)
     made.clear()
+    _matrices.cache_clear()
     gc.collect()
     return {name: Timing(t.cpu.scaled(1 / count), t.wall.scaled(1 / count)) for name, t in timings.items()}
 
@@ -125,15 +127,19 @@ def _inputs(classes: int, options: argparse.Namespace, device: torch.device) -> 
     return embeddings, np.random.default_rng(0).integers(0, classes, options.batch)
 
 
+@functools.lru_cache(maxsize=1)  # all sides that only multiply have the same ones, for the memory
+def _matrices(classes: int, batch: int, size: int, precision: str, device: torch.device) -> list[Tensor]:
+    """Embeddings, weights, logits and the gradients of the first two."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    shapes = (batch, size), (classes, size), (batch, classes), (batch, size), (classes, size)
+    return [torch.randn(shape, device=device).mul_(0.01).to(dtype) for shape in shapes]
+
+
 def products(count: int) -> Build:
     """Logits, once or twice, and their gradients to embeddings and weights, into memory that is there already."""
 
     def build(classes: int, options: argparse.Namespace, device: torch.device) -> Callable[[], object]:
-        dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-        x = _inputs(classes, options, device)[0].to(dtype)
-        w = torch.randn((classes, options.embedding), device=device).mul_(0.01).to(dtype)
-        logits = torch.randn((options.batch, classes), device=device).to(dtype)
-        dx, dw = torch.zeros_like(x), torch.zeros_like(w)
+        x, w, logits, dx, dw = _matrices(classes, options.batch, options.embedding, options.precision, device)
 
         def step() -> None:
             for _ in range(count - 2):
@@ -149,8 +155,9 @@ def products(count: int) -> Build:
 def products_and_update(classes: int, options: argparse.Namespace, device: torch.device) -> Callable[[], object]:
     """The three products, then one pass over float32 weights, gradient and momentum: torch's fused SGD."""
     multiply = products(3)(classes, options, device)
-    weights = torch.nn.Parameter(torch.randn((classes, options.embedding), device=device).mul_(0.01))
-    weights.grad = torch.zeros_like(weights)
+    _, w, _, _, dw = _matrices(classes, options.batch, options.embedding, options.precision, device)
+    weights = torch.nn.Parameter(w.float())
+    weights.grad = dw.float()
     optimizer = torch.optim.SGD([weights], LR, 0.9, weight_decay=5e-4, fused=True)
 
     def step() -> None:
@@ -183,7 +190,7 @@ def ours(
         memory = Leap(clouds, counts, options.embedding, world, 0, 0, classifier.spec.chunk)
         if leap:  # as after many epochs: every class has a variance, every tail class a smaller one
             memory.variance.copy_(torch.from_numpy(np.where(counts > 5, 0.06, 0.03)))
-            memory.target.fill_(0.06)
+            memory.follow()
         steps = iter(range(1_000_000))
 
         def step() -> None:

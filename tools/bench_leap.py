@@ -105,12 +105,11 @@ def build(side: str, classifier: PartialFC, options: argparse.Namespace) -> Call
     counts = _counts(classes)
     leap = Leap(SIDES[side], counts, options.embedding, world, 0, 0, classifier.spec.chunk)
     labels = _labels(classes, options)
-    spread = torch.from_numpy(np.where(counts > TAIL_IMAGES, 0.06, 0.03)).to(world.device)
+    if leap.active:  # as after many epochs: every class has a variance, every tail class a smaller one
+        leap.variance.copy_(torch.from_numpy(np.where(counts > TAIL_IMAGES, 0.06, 0.03)))
+        leap.follow()
 
     def interval() -> None:
-        if leap.active:  # as after many epochs: every class has a variance, every tail class a smaller one
-            leap.variance.copy_(spread)
-            leap.target.fill_(0.06)
         for step in range(INTERVAL):
             classifier.begin(labels[step], step, 0.1)
             classifier.loss(x, labels[step], leap.cloud(labels[step], step, 0)).backward()

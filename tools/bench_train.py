@@ -161,7 +161,7 @@ def whole_step(leap: bool = False, how: str = "eager") -> Callable[..., Callable
         batch = _batch(case, device)
         if leap:
             state.leap.variance.copy_(torch.from_numpy(np.where(counts > 5, 0.06, 0.03)))
-            state.leap.target.fill_(0.06)
+            state.leap.follow()
 
         def steps() -> None:
             for _ in range(case.steps):

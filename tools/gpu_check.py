@@ -41,11 +41,11 @@ CLASSIFIER = "bench_classifier.py --batch 512 --no-memory"
 TRAIN = "bench_train.py --only full --rounds 3"
 BENCHMARKS = [
     f"{CLASSIFIER} --precision bf16 --classes 10000 100000 1000000",
-    f"{CLASSIFIER} --tf32 --classes 100000 1000000",
+    f"{CLASSIFIER} --tf32 --classes 1000000",
     "bench_classifier.py --batch 512 --precision bf16 --classes 1000000 --rounds 1 --sides dense 'facetrain, streamed' "
     "'facetrain, exponentials kept' 'facetrain, 10 % sampled' 'partial FC, 10 % sampled'",
     "bench_leap.py --precision bf16 --classes 100000 1000000 --no-memory",
-    "bench_loader.py --workers 0 1 4 8 --rounds 3",
+    "bench_loader.py --workers 0 8 --rounds 2",
     TRAIN,
     f"{TRAIN} --model iresnet50 --batch 256 --classes 1000000 --rate 0.1 --sides "
     '"backbone alone, forward and backward" "facetrain\'s train_step" "facetrain\'s train_step, LEAP"',

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeAlias
@@ -218,15 +219,16 @@ class Loader:
         plan = self.plan
         numbers = range(start_step * plan.accumulation, stop_step * plan.accumulation)
         group: list[Batch] = []
-        for item in self._items(numbers):
-            if isinstance(item, _Failure):
-                raise InputError(str(item))
-            group.append(item.batch())
-            if len(group) == plan.accumulation:
-                yield group
-                group = []
+        with closing(self._items(numbers)) as items:  # some Pythons keep it and its workers while this one is closed
+            for item in items:
+                if isinstance(item, _Failure):
+                    raise InputError(str(item))
+                group.append(item.batch())
+                if len(group) == plan.accumulation:
+                    yield group
+                    group = []
 
-    def _items(self, numbers: range) -> Iterator[_Item]:
+    def _items(self, numbers: range) -> Generator[_Item, None, None]:
         gpu = _decoding_gpu(self.config.reader)
         ahead = min(self.config.workers, len(numbers)) * self.config.prefetch
         workers = 0 if gpu is not None else min(self.config.workers, len(numbers))

@@ -78,9 +78,9 @@ class Leap:
         self.pending = torch.empty((0, embedding_size), dtype=dtype, device=device)
         self.pending_labels = self._touched = _NO_LABELS
         self._table = normal_table(seed, dtype, device, longest_chunk) if config.variant != "off" else None
-        self._everyones = torch.zeros_like(self.target)
-        self._follow()
-        self._given = torch.zeros(3, dtype=torch.float64, device=device)  # rows, rows with a cloud, sum of their std
+        self.follow()
+        self._rows = 0  # since the last summary; then how many of them had a cloud, and the sum of their std
+        self._given = torch.zeros(2, dtype=torch.float64, device=device)
 
     def cloud(self, labels: NDArray[np.int64], step: int, first_row: int) -> Cloud | None:
         """The clouds of a micro-batch, the same on every rank; None where there are none yet.
@@ -98,7 +98,8 @@ class Leap:
             rows = np.flatnonzero(std.numpy())
         elif self.config.variant == "vanilla" and self.config.cloud_for == "tail":
             rows = np.flatnonzero(~self._head[labels])
-        self._given += torch.stack([torch.full_like(self.target, len(labels)), (std > 0).sum(), std.sum()])
+        self._rows += len(labels)
+        self._given += torch.stack([std.sign(), std]).sum(dim=1)
         return Cloud(
             rows=rows,
             std=std[to_device(rows, self.world.device)].to(self._table.dtype),
@@ -110,17 +111,17 @@ class Leap:
     def _std(self, labels: NDArray[np.int64]) -> Tensor:
         """(G,) standard deviations of the rows' cloud angles, 0 for those without a cloud."""
         if self.config.cloud_for == "everyone":
-            return self._everyones.sqrt().expand(len(labels))
-        return self._cloud_variance(to_device(labels, self.world.device)).sqrt()
+            return self._spread.expand(len(labels))
+        return self._spread[to_device(labels, self.world.device)]
 
-    def _cloud_variance(self, classes: Tensor | slice) -> Tensor:
-        """Variance of the cloud of some classes: what they lack to the target (section 3.4), 0 for others."""
+    def _lacking(self) -> Tensor:
+        """(C,) variance of each class's cloud: what it lacks to the target (section 3.4), 0 for others."""
         if self.config.fixed_sigma is not None:
-            lacking = torch.full_like(self.variance[classes], self.config.fixed_sigma**2)
+            lacking = torch.full_like(self.variance, self.config.fixed_sigma**2)
         else:
-            lacking = (self.target - self.variance[classes]).nan_to_num(nan=0.0).clamp_min(0)
+            lacking = (self.target - self.variance).nan_to_num(nan=0.0).clamp_min(0)
         if self.config.variant == "vanilla":
-            lacking = lacking.masked_fill(self._is_head[classes], 0.0)
+            lacking = lacking.masked_fill(self._is_head, 0.0)
         return lacking
 
     def observe(self, embeddings: Tensor, labels: NDArray[np.int64]) -> None:
@@ -154,7 +155,7 @@ class Leap:
         ).nan_to_num(nan=-1.0)
         self.world.sum_(changed)
         self.variance[to_device(touched, self.world.device)] = torch.where(changed < 0, torch.nan, changed)
-        self._follow()
+        self.follow()
         self.pending, self.pending_labels, self._touched = self.pending[:0].clone(), _NO_LABELS, _NO_LABELS
 
     def _update(
@@ -171,14 +172,16 @@ class Leap:
         self.angles.record(angles, classes[known], counts[known])
         self.centers.update(rows, classes, counts, self.config.center_gamma)
 
-    def _follow(self) -> None:
-        """What depends on all variances: the target of the clouds."""
+    def follow(self) -> None:
+        """After ``variance`` has changed: the clouds' target, and their spread, which every step looks up."""
         if self.config.variant == "vanilla":
             self.target = self._mean_variance(self._is_head.double())  # Eq. 6
         else:
             self.target = self._mean_variance(self._counts - 1)  # Eq. 9
+        variance = self._lacking()
         if self.config.cloud_for == "everyone":
-            self._everyones = (self._cloud_variance(slice(None)) * self._counts).sum() / self._counts.sum()
+            variance = (variance * self._counts).sum() / self._counts.sum()
+        self._spread = variance.sqrt()  # (C,), or a scalar for everyone
 
     def _mean_variance(self, weight: Tensor) -> Tensor:
         """The weighted mean of the variances that there are; NaN where none has weight."""
@@ -190,7 +193,8 @@ class Leap:
         head = self._is_head.double()
         groups = {"sigma_head": head, "sigma_tail": 1 - head, "sigma_overall": self._counts - 1}
         variances = torch.stack([self._mean_variance(weight) for weight in groups.values()])
-        *found, rows, clouds, total = torch.cat([variances, self._given]).tolist()  # one wait for the device
+        *found, clouds, total = torch.cat([variances, self._given]).tolist()  # one wait for the device
+        rows, self._rows = self._rows, 0
         self._given.zero_()
         sigmas = {name: None if math.isnan(v) else math.sqrt(v) for name, v in zip(groups, found, strict=True)}
         if self.config.head_threshold is None:
@@ -246,7 +250,7 @@ class Leap:
         self.angles.restore()
         variance = self.angles.variance(np.arange(len(self.classes)))
         self.variance = self.world.gather_rows(variance, len(self._counts))
-        self._follow()
+        self.follow()
         self._touched = np.unique(labels)
         own = np.flatnonzero((labels >= self.classes.start) & (labels < self.classes.stop))
         self.pending = pending.to(self.world.device)[to_device(own, self.world.device)]

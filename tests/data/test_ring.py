@@ -127,6 +127,7 @@ def test_nothing_is_left_behind(workers):
     batch.images.sum()  # still there, whatever it holds by now
     assert shared_memory()[0] == before + 1
     del batch
+    gc.collect()
     assert shared_memory()[0] == before
 
 

@@ -42,7 +42,7 @@ def test_everyone_spreads_the_tails_variance_over_all_images():
 def test_everyone_with_learned_spreads():
     leap = _leap(cloud_for="everyone")
     leap.variance.copy_(torch.tensor([0.05, 0.07, 0.02, 0.08, torch.nan]))
-    leap._follow()
+    leap.follow()
     assert leap.target == pytest.approx(0.06)
     np.testing.assert_allclose(_std(leap), [math.sqrt((0.06 - 0.02) * 2 / COUNTS.sum())] * 5)
 
