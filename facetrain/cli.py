@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from facetrain import __version__, launch
-from facetrain.commands import checkpoint, data, eval, health
+from facetrain.commands import checkpoint, data, evaluate, health
 from facetrain.commands.options import BatchSize, Checkpoint, Device, DeviceOption, Flip, Nproc, spread
 from facetrain.errors import InputError, RunError
 
@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoint.app, name="checkpoint")
-app.add_typer(eval.app, name="eval")
+app.add_typer(evaluate.app, name="eval")
 app.command(name="health", epilog="Example: FACETRAIN_HEARTBEAT=/tmp/beat facetrain health")(health.health)
 
 

@@ -129,7 +129,7 @@ def test_light_commands_import_nothing_heavy():
     heavy = {"torch", "sklearn", "matplotlib", "onnx", "onnxruntime", "numpy", "cv2", "pydantic", "rich"}
     names = {"__init__", "__main__", "launch", "errors", "cli"}
     commands = sorted((ROOT / "commands").glob("*.py"))
-    assert {"data", "eval", "options"} <= {path.stem for path in commands}
+    assert {"data", "evaluate", "options"} <= {path.stem for path in commands}
     for path in [*(ROOT / f"{name}.py" for name in sorted(names)), *commands]:
         for node in tree(path).body:
             if isinstance(node, ast.Import | ast.ImportFrom):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +18,11 @@ from facetrain.commands.options import (
     Nproc,
     Output,
     Rule,
-    spread,
+    spread_scoring,
 )
+
+if TYPE_CHECKING:
+    from facetrain.distributed import World
 
 
 class Task(StrEnum):
@@ -118,9 +121,7 @@ def _add(app: typer.Typer, stem: str, name: str) -> None:
         device: DeviceOption = Device.auto,
         nproc: Nproc = None,
     ) -> None:
-        def work() -> int:
-            from facetrain.distributed import joined
-            from facetrain.evaluation.cache_folder import cache_folder
+        def score_all(world: World, folder: Path | None) -> None:
             from facetrain.evaluation.ijb.meta import IJBB, IJBC
             from facetrain.evaluation.ijb.protocol import protocol_of
             from facetrain.evaluation.ijb.run import run_ijb
@@ -136,21 +137,18 @@ def _add(app: typer.Typer, stem: str, name: str) -> None:
                 fpr_rule=rule and rule.value,
                 fpir_rule=fpir_rule and fpir_rule.value,
             )
-            folder = cache_folder(cache, no_cache)
-            with joined(device.value) as world:
-                run_ijb(
-                    model,
-                    root,
-                    IJBB if stem == "ijbb" else IJBC,
-                    switches,
-                    task=task.value,
-                    skip_unreadable=skip_unreadable,
-                    intervals=intervals,
-                    batch_size=batch_size,
-                    cache=folder,
-                    output=output,
-                    world=world,
-                )
-            return 0
+            run_ijb(
+                model,
+                root,
+                IJBB if stem == "ijbb" else IJBC,
+                switches,
+                task=task.value,
+                skip_unreadable=skip_unreadable,
+                intervals=intervals,
+                batch_size=batch_size,
+                cache=folder,
+                output=output,
+                world=world,
+            )
 
-        spread(context, nproc, device.value, work)
+        spread_scoring(context, nproc, device, cache, no_cache, score_all)

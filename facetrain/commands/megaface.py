@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,8 +19,11 @@ from facetrain.commands.options import (
     Output,
     Rule,
     RuleOption,
-    spread,
+    spread_scoring,
 )
+
+if TYPE_CHECKING:
+    from facetrain.distributed import World
 
 
 class Clean(StrEnum):
@@ -117,34 +120,30 @@ def megaface(
 ) -> None:
     """MegaFace challenge 1 with FaceScrub, without the devkit: rank-1, CMC, TPR@FPR."""
 
-    def work() -> int:
-        from facetrain.distributed import joined
-        from facetrain.evaluation.cache_folder import cache_folder
+    def score(world: World, folder: Path | None) -> None:
         from facetrain.evaluation.megaface.data import Data
         from facetrain.evaluation.megaface.run import Protocol, Written, run_megaface
 
-        with joined(device.value) as world:
-            run_megaface(
-                model,
-                Data(
-                    folder=data,
-                    lists=lists,
-                    facescrub_images=facescrub_images,
-                    megaface_images=megaface_images,
-                    facescrub_noises=facescrub_noises,
-                    megaface_noises=megaface_noises,
-                    sizes=tuple(sorted(set(sizes or ()))),
-                ),
-                Protocol(clean=clean.value, ties=ties.value, rule=rule.value, number=number),
-                Written(output=output, devkit=devkit_results, features=save_features, layout=layout.value),
-                algo=algo,
-                flip=flip,
-                batch_size=batch_size,
-                cache=cache_folder(cache, no_cache),
-                skip_unreadable=skip_unreadable,
-                extract_only=extract_only,
-                world=world,
-            )
-        return 0
+        run_megaface(
+            model,
+            Data(
+                folder=data,
+                lists=lists,
+                facescrub_images=facescrub_images,
+                megaface_images=megaface_images,
+                facescrub_noises=facescrub_noises,
+                megaface_noises=megaface_noises,
+                sizes=tuple(sorted(set(sizes or ()))),
+            ),
+            Protocol(clean=clean.value, ties=ties.value, rule=rule.value, number=number),
+            Written(output=output, devkit=devkit_results, features=save_features, layout=layout.value),
+            algo=algo,
+            flip=flip,
+            batch_size=batch_size,
+            cache=folder,
+            skip_unreadable=skip_unreadable,
+            extract_only=extract_only,
+            world=world,
+        )
 
-    spread(context, nproc, device.value, work)
+    spread_scoring(context, nproc, device, cache, no_cache, score)

@@ -6,12 +6,15 @@ import os
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from facetrain import launch
 from facetrain.errors import InputError
+
+if TYPE_CHECKING:
+    from facetrain.distributed import World
 
 
 class Device(StrEnum):
@@ -85,6 +88,28 @@ def spread(
         raise SystemExit(work())
     check(count)
     raise SystemExit(launch.run(context.obj, count, max_restarts=restarts))
+
+
+def spread_scoring(
+    context: typer.Context,
+    nproc: int | None,
+    device: Device,
+    cache: Path | None,
+    no_cache: bool,
+    score: Callable[[World, Path | None], object],
+) -> None:
+    """:func:`spread` of a protocol, which gets the ranks and the folder of embeddings; ends with 0."""
+
+    def work() -> int:
+        from facetrain.distributed import joined
+        from facetrain.evaluation.cache_folder import cache_folder
+
+        folder = cache_folder(cache, no_cache)
+        with joined(device.value) as world:
+            score(world, folder)
+        return 0
+
+    spread(context, nproc, device.value, work)
 
 
 def _check_ranks() -> None:

@@ -79,8 +79,8 @@ class Leap:
         self.pending_labels = self._touched = _NO_LABELS
         self._table = normal_table(seed, dtype, device, longest_chunk) if config.variant != "off" else None
         self.follow()
-        self._rows = 0  # since the last summary; then how many of them had a cloud, and the sum of their std
-        self._given = torch.zeros(2, dtype=torch.float64, device=device)
+        self._rows = 0  # since the last summary
+        self._given = torch.zeros(2, dtype=torch.float64, device=device)  # those with a cloud, sum of their std
 
     def cloud(self, labels: NDArray[np.int64], step: int, first_row: int) -> Cloud | None:
         """The clouds of a micro-batch, the same on every rank; None where there are none yet.

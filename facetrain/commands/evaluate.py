@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,9 +22,12 @@ from facetrain.commands.options import (
     Output,
     Rule,
     RuleOption,
-    spread,
+    spread_scoring,
 )
 from facetrain.errors import InputError
+
+if TYPE_CHECKING:
+    from facetrain.distributed import World
 
 app = typer.Typer(help="Score a trained model by a protocol of the field.", rich_markup_mode=None, no_args_is_help=True)
 ijb.add_to(app)
@@ -68,29 +71,24 @@ def lfw(
     Rank-1 on LFW, as the LEAP paper's Table 6 names it, is this accuracy.
     """
 
-    def work() -> int:
-        from facetrain.distributed import joined
-        from facetrain.evaluation.cache_folder import cache_folder
+    def score(world: World, folder: Path | None) -> None:
         from facetrain.evaluation.lfw import run_lfw
 
-        folder = cache_folder(cache, no_cache)
-        with joined(device.value) as world:
-            run_lfw(
-                model,
-                bins or [],
-                pairs=pairs,
-                photos=images,
-                by=protocol.value,
-                flip=flip,
-                batch_size=batch_size,
-                rule=rule.value,
-                output=output,
-                cache=folder,
-                world=world,
-            )
-        return 0
+        run_lfw(
+            model,
+            bins or [],
+            pairs=pairs,
+            photos=images,
+            by=protocol.value,
+            flip=flip,
+            batch_size=batch_size,
+            rule=rule.value,
+            output=output,
+            cache=folder,
+            world=world,
+        )
 
-    spread(context, nproc, device.value, work)
+    spread_scoring(context, nproc, device, cache, no_cache, score)
 
 
 @app.command(name="cache", epilog="Example: facetrain eval cache --clear")
@@ -151,26 +149,22 @@ def openset(
 ) -> None:
     """All pairs of any labelled set: TPR@FPR, rank-1, TPIR@FPIR, angular spread; also for head and tail apart."""
 
-    def work() -> int:
-        from facetrain.distributed import joined
-        from facetrain.evaluation.cache_folder import cache_folder
+    def score(world: World, folder: Path | None) -> None:
         from facetrain.evaluation.openset import run_openset
         from facetrain.evaluation.openset_scores import Protocol
 
-        with joined(device.value) as world:
-            run_openset(
-                model,
-                data,
-                Protocol(flip=flip, rule=rule.value, method=method.value, seed=seed, intervals=intervals),
-                classes_of=classes_of,
-                head_threshold=head_threshold,
-                spread_images=spread_images,
-                skip_unreadable=skip_unreadable,
-                batch_size=batch_size,
-                output=output,
-                cache=cache_folder(cache, no_cache),
-                world=world,
-            )
-        return 0
+        run_openset(
+            model,
+            data,
+            Protocol(flip=flip, rule=rule.value, method=method.value, seed=seed, intervals=intervals),
+            classes_of=classes_of,
+            head_threshold=head_threshold,
+            spread_images=spread_images,
+            skip_unreadable=skip_unreadable,
+            batch_size=batch_size,
+            output=output,
+            cache=folder,
+            world=world,
+        )
 
-    spread(context, nproc, device.value, work)
+    spread_scoring(context, nproc, device, cache, no_cache, score)
