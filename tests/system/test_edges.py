@@ -34,8 +34,11 @@ def data(tmp_path_factory):
 
 
 def _spoil(rank, what, value):
-    """In rank 1 alone: put ``value`` where ``what`` says, before update PLANTED + 1."""
-    if rank != 1:
+    """In rank 1 alone: put ``value`` where ``what`` says, before update PLANTED + 1.
+
+    Momentum in rank 0 alone, whose backbone and optimiser are what a checkpoint holds.
+    """
+    if rank != (0 if what == "momentum" else 1):
         return
     update = run.train_step
 
@@ -81,6 +84,11 @@ def _check_end(config, codes, said, step, what):
     pattern = rf"{what} (nan|inf|-inf) at step {step}, images in .*; the last good checkpoint is .*/step_0000000[24]; "
     assert all(re.search(pattern, line) for line in lines), lines
     assert {path.name for path in listed(config.output / "checkpoints")} == {"step_00000002", "step_00000004"}
+    _check_sound(config)
+
+
+def _check_sound(config):
+    """The newest checkpoint has nothing in it that is not finite; classes without a variance yet have none."""
     assert all(
         tensor.isfinite().all() for name, tensor in trained(config).items() if name not in ("variances", "target")
     )
@@ -117,13 +125,17 @@ def _skip(data, output, what, value):
         return
     assert codes == [1] * RANKS
     assert "Traceback" not in said
-    if (what, value) == FOREVER:
-        assert said.count(f"more than train.max_skipped {MOST_SKIPPED} were left out") == RANKS
-        _check_written_down(config, [PLANTED + 1 + number for number in range(MOST_SKIPPED + 1)])
-    else:  # the update is left out, and what caused it is found when the next checkpoint is due
+    left_out = [PLANTED + 1 + number for number in range(MOST_SKIPPED + 1)]
+    if what == "classifier":  # found while the checkpoint of step 6 is written, before that of step 8 begins
         assert said.count("the weights are not finite after step 6; the last good checkpoint is") == RANKS
-        _check_written_down(config, [PLANTED + 1])
+        known = len(json.loads((config.output / "nonfinite.json").read_text()))
+        assert 1 <= known <= 3
+        _check_written_down(config, left_out[:known])
         assert {path.name for path in listed(config.output / "checkpoints")} == {"step_00000002", "step_00000004"}
+    else:  # rank 0's backbone, which is the one that is saved, stays sound as nothing is added to it
+        assert said.count(f"more than train.max_skipped {MOST_SKIPPED} were left out") == RANKS
+        _check_written_down(config, left_out)
+        _check_sound(config)
 
 
 @linux
@@ -161,9 +173,8 @@ def test_an_absurd_learning_rate_stops_the_run(data, tmp_path):
 def test_what_no_update_has_used_yet_is_not_saved(data, tmp_path):
     """A damaged momentum of the backbone reaches the weights, but no loss before the next update; saving looks."""
     config, codes, said = _train(data, tmp_path / "run", "stop", _spoil, "momentum", NAN)
-    assert codes == [1] * RANKS
-    assert said.count("the weights are not finite after step 6; the last good checkpoint is") == RANKS
-    assert {path.name for path in listed(config.output / "checkpoints")} == {"step_00000002", "step_00000004"}
+    _check_end(config, codes, said, PLANTED + 2, "the loss is")
+    assert said.count("step_00000004; ") == RANKS
 
 
 @pytest.mark.parametrize("images", [1, 40])
