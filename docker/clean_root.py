@@ -143,6 +143,10 @@ class Root:
                 yield Running(process, log)
             finally:
                 if process.poll() is None:
+                    # Whoever takes another user forgets --kill-child's signal, and one that is stopped stays for ever.
+                    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(int(child), signal.SIGKILL)
                     process.kill()
                     process.wait()
 
