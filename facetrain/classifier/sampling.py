@@ -25,7 +25,9 @@ def sample_classes(classes: range, labels: NDArray[np.int64], rate: float, seed:
 
     Every class of ``labels`` takes part; every other with probability ``rate``, by a draw keyed (seed, step, class).
     """
-    return _with_present(_drawn(classes, rate, seed, step), classes, labels)
+    taken = _drawn(classes, rate, seed, step)
+    taken[_present(classes, labels)] = True
+    return np.flatnonzero(taken)
 
 
 def _drawn(classes: range, rate: float, seed: int, step: int) -> NDArray[np.bool_]:
@@ -38,10 +40,9 @@ def _drawn(classes: range, rate: float, seed: int, step: int) -> NDArray[np.bool
     return taken
 
 
-def _with_present(taken: NDArray[np.bool_], classes: range, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    present = labels[(labels >= classes.start) & (labels < classes.stop)]
-    taken[present - classes.start] = True
-    return np.flatnonzero(taken)
+def _present(classes: range, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The shard's local rows of the classes that ``labels`` has, ascending."""
+    return np.unique(labels[(labels >= classes.start) & (labels < classes.stop)]) - classes.start
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,10 @@ class Sampler:
             return Sample(to_device(rows, self.device), rows)
         if self._drawn_for != step:
             self._draw(step)
-        present = np.unique(labels[(labels >= self.classes.start) & (labels < self.classes.stop)])
-        added = int((uniform(self.seed, _NEGATIVES, step, present) >= self.rate).sum())
+        present = _present(self.classes, labels)
+        added = int((uniform(self.seed, _NEGATIVES, step, present + self.classes.start) >= self.rate).sum())
         torch.cuda.current_stream(self.device).wait_event(self._done)
-        self._taken.index_fill_(0, to_device(present - self.classes.start, self.device), 1)
+        self._taken.index_fill_(0, to_device(present, self.device), 1)
         self._done.synchronize()
         sample = compacted(self._taken, int(self._count) + added)
         self._draw(step + 1)

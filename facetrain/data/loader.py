@@ -229,9 +229,9 @@ class Loader:
                     group = []
 
     def _items(self, numbers: range) -> Generator[_Item, None, None]:
-        gpu = _decoding_gpu(self.config.reader)
-        ahead = min(self.config.workers, len(numbers)) * self.config.prefetch
-        workers = 0 if gpu is not None else min(self.config.workers, len(numbers))
+        workers, gpu = min(self.config.workers, len(numbers)), _decoding_gpu(self.config.reader)
+        ahead = workers * self.config.prefetch
+        workers = 0 if gpu is not None else workers  # a thread decodes in their place
         buffers = self._ring(ahead)
         loader = DataLoader(
             _MicroBatches(self.plan, buffers),
